@@ -1,0 +1,293 @@
+"""Native core: latency model, look-up tables and search. Arrays are C-contiguous float64 unless said otherwise."""
+
+from collections.abc import Sequence
+from typing import TypedDict, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+class Architecture:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        hidden: int,
+        heads: int,
+        kv_heads: int = 0,
+        head_dim: int = 0,
+        vocab: int,
+        dense_layers: int,
+        dense_intermediate: int = 0,
+        experts: int = 0,
+        experts_per_token: int = 0,
+        expert_intermediate: int = 0,
+        shared_intermediate: int = 0,
+        q_lora_rank: int = 0,
+        kv_lora_rank: int = 0,
+        qk_nope_dim: int = 0,
+        qk_rope_dim: int = 0,
+        v_head_dim: int = 0,
+        window: int = 0,
+        windowed_layers: int = 0,
+        tied_embeddings: bool = False,
+        gated: bool = True,
+    ) -> None: ...
+    @property
+    def total_parameters(self) -> float: ...
+    @property
+    def active_parameters(self) -> float: ...
+    @property
+    def embedding_parameters(self) -> float: ...
+    def weight_bytes(self, precision: Precision) -> float: ...
+    def kv_cache_bytes(self, precision: Precision, context_tokens: float) -> float: ...
+
+class Precision:
+    def __init__(self, *, weights: str, kv: str = "bf16") -> None: ...
+    @property
+    def kv_bytes_per_element(self) -> float: ...
+
+class Gpu:
+    def __init__(
+        self,
+        *,
+        memory_bytes: float,
+        bandwidth_bytes_per_s: float,
+        bf16_flops_per_s: float,
+        fp8_flops_per_s: float | None = None,
+        int8_ops_per_s: float | None = None,
+        link_bytes_per_s: float,
+        internode_bytes_per_s: float,
+    ) -> None: ...
+
+class Efficiency:
+    def __init__(
+        self,
+        *,
+        dense_memory: float,
+        dense_compute: float,
+        expert_memory: float,
+        expert_compute: float,
+        attention_memory: float,
+        attention_compute: float,
+        layer_overhead_s: float,
+        expert_overhead_s: float,
+        step_overhead_s: float,
+        sequence_overhead_s: float,
+        allreduce_latency_s: float,
+        allreduce_bandwidth: float,
+        hop_latency_s: float,
+        hop_bandwidth: float,
+    ) -> None: ...
+
+class Shape:
+    def __init__(self, tp: int = 1, pp: int = 1) -> None: ...
+    @property
+    def tp(self) -> int: ...
+    @property
+    def pp(self) -> int: ...
+    @property
+    def gpus(self) -> int: ...
+    def __eq__(self, other: object) -> bool: ...
+    def __hash__(self) -> int: ...
+
+class EngineLimits:
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int = 256,
+        max_batched_tokens: int = 8192,
+        memory_utilization: float = 0.9,
+        gpus_per_node: int = 8,
+    ) -> None: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def max_batched_tokens(self) -> int: ...
+    @property
+    def memory_utilization(self) -> float: ...
+    @property
+    def gpus_per_node(self) -> int: ...
+
+class MemoryPlan:
+    @property
+    def weight_bytes(self) -> float: ...
+    @property
+    def reserve_bytes(self) -> float: ...
+    @property
+    def kv_capacity_bytes(self) -> float: ...
+
+class Replica:
+    def __init__(
+        self,
+        *,
+        architecture: Architecture,
+        precision: Precision,
+        gpu: Gpu,
+        efficiency: Efficiency,
+        shape: Shape,
+        limits: EngineLimits,
+    ) -> None: ...
+    @overload
+    def linear_s(self, tokens: float, sampled: float) -> float: ...
+    @overload
+    def linear_s(self, tokens: ArrayLike, sampled: ArrayLike) -> NDArray[np.float64]: ...
+    @overload
+    def decode_attention_s(self, context_tokens: float) -> float: ...
+    @overload
+    def decode_attention_s(self, context_tokens: ArrayLike) -> NDArray[np.float64]: ...
+    @overload
+    def decode_attention_sum_s(self, tokens_in: float, tokens_out: float) -> float: ...
+    @overload
+    def decode_attention_sum_s(self, tokens_in: ArrayLike, tokens_out: ArrayLike) -> NDArray[np.float64]: ...
+    @overload
+    def prefill_attention_s(self, tokens: float, before: float) -> float: ...
+    @overload
+    def prefill_attention_s(self, tokens: ArrayLike, before: ArrayLike) -> NDArray[np.float64]: ...
+    @overload
+    def fill_s(self, tokens: float) -> float: ...
+    @overload
+    def fill_s(self, tokens: ArrayLike) -> NDArray[np.float64]: ...
+    @overload
+    def step_s(
+        self, sequences: float, context_per_sequence: float, prompt_tokens: float, prompt_before: float
+    ) -> float: ...
+    @overload
+    def step_s(
+        self,
+        sequences: ArrayLike,
+        context_per_sequence: ArrayLike,
+        prompt_tokens: ArrayLike,
+        prompt_before: ArrayLike,
+    ) -> NDArray[np.float64]: ...
+    def step_times(
+        self,
+        sequences: ArrayLike,
+        context_per_sequence: ArrayLike,
+        prompt_tokens: ArrayLike,
+        prompt_before: ArrayLike,
+    ) -> NDArray[np.float64]: ...
+    @overload
+    def kv_bytes(self, context_tokens: float) -> float: ...
+    @overload
+    def kv_bytes(self, context_tokens: ArrayLike) -> NDArray[np.float64]: ...
+    @property
+    def kv_capacity_bytes(self) -> float: ...
+    @property
+    def shape(self) -> Shape: ...
+
+def valid_shapes(
+    *, architecture: Architecture, precision: Precision, gpu: Gpu, gpus_total: int, limits: EngineLimits
+) -> list[Shape]: ...
+def memory_plan(
+    *, architecture: Architecture, precision: Precision, gpu: Gpu, shape: Shape, limits: EngineLimits
+) -> MemoryPlan: ...
+def latency_quantiles(
+    *,
+    replica: Replica,
+    tokens_in: NDArray[np.float64],
+    tokens_out: NDArray[np.float64],
+    share: NDArray[np.float64],
+    rate_per_s: NDArray[np.float64],
+    arrival_scv: float = 1.0,
+    q: float = 0.95,
+) -> NDArray[np.float64]: ...
+def capacities(
+    *,
+    replica: Replica,
+    tokens_in: NDArray[np.float64],
+    tokens_out: NDArray[np.float64],
+    share: NDArray[np.float64],
+) -> NDArray[np.float64]: ...
+def idle_bounds(
+    *,
+    replica: Replica,
+    tokens_in: NDArray[np.float64],
+    tokens_out: NDArray[np.float64],
+    share: NDArray[np.float64],
+    q: float = 0.95,
+) -> NDArray[np.float64]: ...
+
+class Choice:
+    def __init__(self, shape: int, replicas: int, gpus: int, latency_s: float) -> None: ...
+    @property
+    def shape(self) -> int: ...
+    @property
+    def replicas(self) -> int: ...
+    @property
+    def gpus(self) -> int: ...
+    @property
+    def latency_s(self) -> float: ...
+
+class Traffic:
+    def __init__(
+        self,
+        *,
+        rate_per_s: float,
+        scv: float = 1.0,
+        max_utilization: float = 0.9,
+        quantile: float = 0.95,
+        idle_stage_keeps_replica: bool = False,
+    ) -> None: ...
+
+class ExactResult:
+    @property
+    def routing(self) -> int: ...
+    @property
+    def stages(self) -> list[Choice]: ...
+    @property
+    def meet_floor(self) -> int: ...
+    @property
+    def evaluated(self) -> int: ...
+    @property
+    def pruned_by_load(self) -> int: ...
+    @property
+    def pruned_by_need(self) -> int: ...
+    @property
+    def pruned_by_latency(self) -> int: ...
+
+class RouteResult:
+    @property
+    def routing(self) -> int: ...
+    @property
+    def objective(self) -> float: ...
+    @property
+    def latency_s(self) -> float: ...
+    @property
+    def utilization(self) -> float: ...
+    @property
+    def evaluated(self) -> int: ...
+
+class StageDetail(TypedDict):
+    p95_s: float
+    reach: float
+    capacity_per_s: float
+    utilization: float
+    batch_limit: int
+    mean_batch: float
+    latency_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+
+class CascadeSearch:
+    def __init__(
+        self,
+        *,
+        replicas: Sequence[Sequence[Replica]],
+        cells: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+        share: Sequence[NDArray[np.float64]],
+        quality: NDArray[np.float64],
+        levels: Sequence[int],
+        routings: NDArray[np.int32],
+        traffic: Traffic,
+    ) -> None: ...
+    def exact(self, gpus: int, quality_floor: float, previous_gpus: Sequence[int] = ...) -> ExactResult: ...
+    def deploy(self, routing: int, gpus: int) -> list[Choice]: ...
+    def route(self, deployment: Sequence[Choice], quality_floor: float, mu_s: float, span: float) -> RouteResult: ...
+    def single(self, stage: int, gpus: int) -> Choice: ...
+    def columns(self, routing: int, latency_s: float, gpus: int) -> list[list[Choice]]: ...
+    def smallest_engine(self, stage: int) -> int: ...
+    def table(
+        self, routing: int, stage: int, gpus: int, threads: int = 1
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.int32]]: ...
+    def evaluate(self, routing: int, stage: int, shape: int, replicas: int) -> StageDetail: ...
+    def max_rate_per_s(self, gpus: int, quality_floor: float) -> float: ...
+    def least_gpus(self, quality_floor: float) -> float: ...

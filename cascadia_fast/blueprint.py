@@ -1,0 +1,328 @@
+"""The plan: which models run, on which GPUs, in which shapes, and the thresholds that route between them.
+
+A `Plan` is all that serving, simulation and reports need; it is immutable and has one canonical form, ``plan.json``.
+Its numbers are finite: what is unknown or unbounded is None, and only a threshold may be infinite (``never`` accept).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cascadia_fast.errors import InputError
+from cascadia_fast.placement import Piece, Replica
+from cascadia_fast.plan_json import NEVER, TRUSTED, Record, plan_id, read_plan_bytes, write_plan
+
+SCHEMA_VERSION = 1
+
+Threshold = Annotated[float, NEVER]
+Interval = tuple[float | None, Threshold]
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted(Record):
+    """What the latency model and the scored requests say of the plan; latencies are None where load is unstable.
+
+    `max_stage_p95_s` is the slowest stage's 95th percentile; the `end_to_end` ones are over one request's whole path,
+    judge calls included. `quality` is the mean over the scored requests, `quality_ci95` its bootstrap interval.
+    """
+
+    max_stage_p95_s: float | None
+    end_to_end_p50_s: float | None
+    end_to_end_p95_s: float | None
+    ttft_p95_s: float | None
+    quality: float
+    quality_ci95: tuple[float, float]
+    max_rate_per_s: float
+    cost_usd_per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing(Record):
+    """Thresholds between the stages of the plan.
+
+    Stage i accepts when the score is at least ``thresholds[i]`` (inf: never); the last stage always accepts. Any value
+    in the half-open ``threshold_intervals[i]`` = (low, high] routes the scored requests alike; a low of None is open.
+    """
+
+    kind: Literal["cascade"]
+    thresholds: tuple[Threshold, ...]
+    threshold_intervals: tuple[Interval, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGroup(Record):
+    """`count` equal engines of one stage, each of tp * pp GPUs.
+
+    `share` is the part of the stage's requests that goes to the group, `capacity_per_s` the requests one of its
+    replicas carries, and `nodes` holds for each replica its pieces ``[node, first GPU on the node, GPUs]``.
+    """
+
+    count: int
+    gpu: str
+    pool: str
+    tp: int
+    pp: int
+    ep: int
+    share: float
+    capacity_per_s: float | None
+    nodes: Annotated[tuple[Replica, ...], TRUSTED]
+    max_num_seqs: int
+    max_batched_tokens: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan(Record):
+    """One model that runs: `index` counts from 0 in the problem's cascade.
+
+    `reach` is the share of requests that get here, `rate_per_s` what that makes of the planned rate, and `mean_batch`
+    the mean number of sequences running on one replica.
+    """
+
+    index: int
+    model: str
+    weights: str
+    kv_dtype: str
+    gpus: int
+    reach: float
+    rate_per_s: float
+    p95_s: float | None
+    utilization: float
+    mean_batch: float | None
+    replicas: tuple[ReplicaGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePlan(Record):
+    """The judge between the stages; `simulated_auc` is set when its scores are simulated."""
+
+    kind: Literal["external", "simulated", "hosted"]
+    latency_s: float
+    usd_per_call: float
+    simulated_auc: float | None
+    replicas: tuple[ReplicaGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(Record):
+    """The GPUs the plan was made for."""
+
+    name: str
+    gpu: str
+    gpus: int
+    gpus_per_node: int
+    price_usd_per_hour: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedWorkload(Record):
+    """The traffic the plan was made for.
+
+    `effective_size` is the number of equally weighted requests that would carry as much information as the
+    weighted `scored_requests`. `dispersion` maps window lengths in seconds to the index of dispersion of counts.
+    """
+
+    scored_requests: int
+    effective_size: float
+    rate_per_s: float
+    rate_from: str
+    headroom: float
+    cv: float
+    dispersion: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SingleModel(Record):
+    """The best one-model deployment of the same pool at the same rate.
+
+    `feasible` says that it meets the quality floor and carries the rate.
+    """
+
+    model: str
+    gpus: int
+    p95_s: float | None
+    quality: float
+    cost_usd_per_hour: float | None
+    feasible: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HighsProof(Record):
+    """What HiGHS says of the final allocation; `objective` is its optimal latency in seconds."""
+
+    status: str
+    objective: float | None
+    columns: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration(Record):
+    """One round of the alternating method: thresholds, the deployment for them, and its objective J."""
+
+    thresholds: tuple[Threshold, ...]
+    gpus: tuple[int, ...]
+    latency_s: float | None
+    quality: float
+    objective: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SolverReport(Record):
+    """How the plan was found and how good it provably is.
+
+    `levels` counts the threshold levels per threshold; `bound` and `gap` (relative) are None where nothing is proved.
+    """
+
+    method: Literal["exact", "alternating"]
+    certificate: str
+    levels: tuple[int, ...]
+    distinct_routings: int
+    evaluated: int
+    pruned: int
+    bound: float | None
+    gap: float | None
+    seconds: float
+    highs: HighsProof | None = None
+    trace: tuple[Iteration, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration(Record):
+    """Which fitted efficiencies the latency model used, and whether they are provisional."""
+
+    profile: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance(Record):
+    """Package version, SHA-256 of every input, and the source of every catalog entry used."""
+
+    version: str
+    inputs: dict[str, str]
+    catalog: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Plan(Record):
+    """A deployment and a routing, with everything needed to judge, print, store and serve them.
+
+    `stages` holds the models that run, small to large; the problem's models that do not are in `skipped_models`.
+    `latency_s` is the value of `objective`. `idle_gpus` are pieces ``[node, first GPU, GPUs]`` that would help nobody.
+    """
+
+    status: Literal["optimal", "feasible", "unstable"]
+    objective: str
+    latency_s: float | None
+    q_min: float
+    max_utilization: float
+    paper_strict: bool
+    predicted: Predicted
+    routing: Routing
+    stages: tuple[StagePlan, ...]
+    skipped_models: tuple[str, ...]
+    judge: JudgePlan
+    idle_gpus: Annotated[tuple[Piece, ...], TRUSTED]
+    pools: tuple[Pool, ...]
+    workload: PlannedWorkload
+    best_single_model: SingleModel | None
+    solver: SolverReport
+    calibration: Calibration
+    provenance: Provenance
+    warnings: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages:
+            raise InputError("plan.stages is empty; a plan runs at least one model")
+        thresholds = len(self.stages) - 1
+        for name in ("thresholds", "threshold_intervals"):
+            found = len(getattr(self.routing, name))
+            if found != thresholds:
+                raise InputError(
+                    f"plan.routing.{name} has {found} entries; {len(self.stages)} stages need {thresholds}"
+                )
+        for number, stage in enumerate(self.stages):
+            gpus = sum(group.count * group.tp * group.pp for group in stage.replicas)
+            if gpus != stage.gpus:
+                raise InputError(
+                    f"plan.stages[{number}].gpus is {stage.gpus}, but its replicas take {gpus}; make them agree"
+                )
+            placed = sum(len(group.nodes) for group in stage.replicas)
+            replicas = sum(group.count for group in stage.replicas)
+            if placed != replicas:
+                raise InputError(f"plan.stages[{number}] places {placed} of {replicas} replicas; place every one")
+
+    @cached_property
+    def plan_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of the plan without its timings: equal plans have equal ids."""
+        return plan_id(self, SCHEMA_VERSION)
+
+    @property
+    def gpus(self) -> int:
+        """GPUs the stages use."""
+        return sum(stage.gpus for stage in self.stages)
+
+    @property
+    def pool_gpus(self) -> int:
+        """GPUs of the cluster, used or idle."""
+        return sum(pool.gpus for pool in self.pools)
+
+    @property
+    def binding_stage(self) -> StagePlan:
+        """The stage with the largest p95: the one that more GPUs or less work would have to help."""
+        return max(self.stages, key=lambda stage: float("inf") if stage.p95_s is None else stage.p95_s)
+
+    def summary(self, width: int = 100, ascii_only: bool = False) -> str:
+        """Readable plain text, wrapped at `width` columns."""
+        from cascadia_fast.summary import summarize
+
+        return summarize(self, width=width, ascii_only=ascii_only)
+
+    def to_json(self) -> bytes:
+        """Canonical ``plan.json``: UTF-8, two-space indent, a final newline; the same bytes for the same plan."""
+        return write_plan(self, SCHEMA_VERSION)
+
+    def write(self, path: str | Path) -> None:
+        """Write ``plan.json`` in one step: readers see the old file or the whole new one.
+
+        Raises
+        ------
+        InputError
+            The file cannot be written there.
+        """
+        from cascadia_fast.plan_json import replace_file
+
+        replace_file(Path(path), self.to_json())
+
+    @classmethod
+    def from_json(cls, text: bytes | str, source: str = "plan.json") -> Plan:
+        """Plan of a JSON text; `source` names it in errors.
+
+        Raises
+        ------
+        InputError
+            Not JSON, another schema version, a field that is unknown, missing or ill-typed, or a `plan_id` that does
+            not match.
+        """
+        plan = read_plan_bytes(cls, text, source, SCHEMA_VERSION)
+        groups = [group for stage in plan.stages for group in stage.replicas]
+        taken: set[tuple[str, int, int]] = set()
+        for group in groups:
+            for node, first, gpus in (piece for replica in group.nodes for piece in replica):
+                wanted = {(group.pool, node, gpu) for gpu in range(first, first + gpus)}
+                if wanted & taken:
+                    raise InputError(f"{source} gives GPU {first} of node {node} to two replicas; place them apart")
+                taken |= wanted
+        return plan
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """Plan of a ``plan.json`` file; raises as :meth:`from_json`."""
+        from cascadia_fast.plan_json import load_file
+
+        return cls.from_json(load_file(Path(path)), str(path))

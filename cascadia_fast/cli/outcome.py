@@ -1,0 +1,81 @@
+"""How every command ends: errors as one line, an exit code, warnings on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+BAD_INPUT_OR_NO_PLAN = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141  # what a program that SIGPIPE stops returns in a shell
+
+
+@contextmanager
+def outcome() -> Iterator[list[str]]:
+    """Run a command's body; yields the list that collects the sentences of `CascadiaWarning`.
+
+    What is left in the list at the end goes to stderr, one ``warning: ...`` line each, so a command that shows warnings
+    itself takes them out.
+
+    Raises
+    ------
+    typer.Exit
+        With code 2 after a `CascadiaError`, 130 after Ctrl-C, 141 when the reader of stdout has gone.
+    """
+    from cascadia_fast.errors import CascadiaError
+
+    sentences: list[str] = []
+    code = 0
+    try:
+        with _collected(sentences):
+            yield sentences
+        sys.stdout.flush()
+    except CascadiaError as error:
+        _print_warnings(sentences)
+        typer.echo(f"error: {_one_line(error)}", err=True)
+        code = BAD_INPUT_OR_NO_PLAN
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BROKEN_PIPE
+    else:
+        _print_warnings(sentences)
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _collected(sentences: list[str]) -> Iterator[None]:
+    from cascadia_fast.errors import CascadiaWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CascadiaWarning)
+        show_other = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object) -> None:
+            if issubclass(category, CascadiaWarning):
+                sentence = _one_line(message)
+                if sentence not in sentences:
+                    sentences.append(sentence)
+            else:
+                show_other(message, category, filename, lineno)
+
+        warnings.showwarning = keep  # type: ignore[assignment]
+        yield
+
+
+def _print_warnings(sentences: list[str]) -> None:
+    for sentence in sentences:
+        typer.echo(f"warning: {sentence}", err=True)
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

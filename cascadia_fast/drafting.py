@@ -1,0 +1,287 @@
+"""From what the search found to a `Plan`: predictions, placement, comparison and provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+
+from cascadia_fast import _core
+from cascadia_fast.allocation import Allocation
+from cascadia_fast.alternating import Round
+from cascadia_fast.blueprint import (
+    Calibration,
+    HighsProof,
+    Iteration,
+    JudgePlan,
+    Plan,
+    PlannedWorkload,
+    Pool,
+    Predicted,
+    Provenance,
+    ReplicaGroup,
+    Routing,
+    SingleModel,
+    SolverReport,
+    StagePlan,
+)
+from cascadia_fast.fleet import StageFleet, calibration_of
+from cascadia_fast.placement import Placement, place
+from cascadia_fast.prediction import end_to_end
+from cascadia_fast.problem import Problem
+from cascadia_fast.routing import RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
+from cascadia_fast.workload import Workload, bursty_warning
+
+POOL = "pool0"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Everything a plan is drawn up from."""
+
+    problem: Problem
+    fleet: tuple[StageFleet, ...]
+    workload: Workload
+    gpus: int
+    q_min: float
+    max_utilization: float
+    paper_strict: bool
+    method: str
+    grid: RoutingGrid
+    search: _core.CascadeSearch
+    routing: int
+    deployment: tuple[_core.Choice, ...]
+    certificate: str
+    evaluated: int
+    pruned: int
+    proved: bool
+    rounds: tuple[Round, ...]
+    proof: Allocation
+
+    def shape(self, stage: int) -> _core.Shape:
+        """Return the shape a stage runs in."""
+        return self.fleet[stage].replicas[self.deployment[stage].shape].shape
+
+    @property
+    def running(self) -> list[int]:
+        """Stages that run at least one replica."""
+        return [stage for stage, choice in enumerate(self.deployment) if choice.replicas > 0]
+
+    def cost_usd_per_hour(self, gpus: int) -> float | None:
+        """Return the price of some GPUs, if known."""
+        price = self.problem.price_usd_per_hour
+        return None if price is None else price * gpus
+
+
+def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
+    """Draw up the plan; `elapsed_s` is asked last, so that `solver.seconds` covers everything."""
+    problem = draft.problem
+    details = {
+        stage: draft.search.evaluate(
+            draft.routing, stage, draft.deployment[stage].shape, draft.deployment[stage].replicas
+        )
+        for stage in draft.running
+    }
+    placement = place(
+        [
+            (stage, draft.deployment[stage].replicas, draft.shape(stage).tp, draft.shape(stage).pp)
+            for stage in draft.running
+        ],
+        draft.gpus,
+        problem.gpus_per_node,
+    )
+    latency_s = max(choice.latency_s for choice in draft.deployment)
+    return Plan(
+        status="optimal" if draft.proved else "feasible",
+        objective=problem.goal.objective,
+        latency_s=latency_s,
+        q_min=draft.q_min,
+        max_utilization=draft.max_utilization,
+        paper_strict=draft.paper_strict,
+        predicted=_predicted(draft, details, latency_s),
+        routing=_routing(draft),
+        stages=tuple(_stage(draft, stage, details[stage], placement, at) for at, stage in enumerate(draft.running)),
+        skipped_models=tuple(stage.name for index, stage in enumerate(problem.stages) if index not in draft.running),
+        judge=JudgePlan(
+            kind=problem.judge.kind,  # type: ignore[arg-type]
+            latency_s=problem.judge.latency_s,
+            usd_per_call=problem.judge.usd_per_call,
+            simulated_auc=problem.judge.simulated_auc,
+        ),
+        idle_gpus=placement.idle,
+        pools=(Pool(POOL, problem.gpu.name, draft.gpus, problem.gpus_per_node, problem.price_usd_per_hour),),
+        workload=_planned_workload(draft.workload),
+        best_single_model=_best_single_model(draft),
+        warnings=_warnings(draft),
+        calibration=Calibration(*calibration_of(draft.fleet)),
+        provenance=_provenance(draft),
+        solver=_solver(draft, latency_s, elapsed_s),
+    )
+
+
+def _predicted(draft: Draft, details: dict[int, _core.StageDetail], latency_s: float) -> Predicted:
+    requests = draft.workload.requests
+    thresholds = draft.grid.thresholds(draft.routing)
+    reached = {stage: detail for stage, detail in details.items() if detail["reach"] > 0}
+    path = end_to_end(
+        requests,
+        thresholds,
+        draft.grid.cells,
+        {stage: (detail["latency_s"], detail["first_token_s"]) for stage, detail in reached.items()},
+        draft.problem.judge.latency_s,
+    )
+    most = min(
+        draft.deployment[stage].replicas * detail["capacity_per_s"] / detail["reach"]
+        for stage, detail in reached.items()
+    )
+    return Predicted(
+        max_stage_p95_s=latency_s,
+        end_to_end_p50_s=path.p50_s,
+        end_to_end_p95_s=path.p95_s,
+        ttft_p95_s=path.ttft_p95_s,
+        quality=float(draft.grid.quality[draft.grid.combination(draft.routing)]),
+        quality_ci95=quality_ci95(requests, thresholds),
+        max_rate_per_s=float(most),
+        cost_usd_per_hour=draft.cost_usd_per_hour(sum(choice.gpus for choice in draft.deployment)),
+    )
+
+
+def _routing(draft: Draft) -> Routing:
+    requests = draft.workload.requests
+    thresholds = draft.grid.thresholds(draft.routing)
+    used = len(draft.running) - 1
+    intervals = [
+        (None if low <= 0 and not (requests.score[stage] < high).any() else low, high)
+        for stage, (low, high) in enumerate(threshold_intervals(requests, thresholds))
+    ]
+    return Routing("cascade", middle_thresholds(requests, thresholds)[:used], tuple(intervals[:used]))
+
+
+def _stage(draft: Draft, stage: int, detail: _core.StageDetail, placement: Placement, at: int) -> StagePlan:
+    problem, choice, shape = draft.problem, draft.deployment[stage], draft.shape(stage)
+    spec = problem.stages[stage]
+    group = ReplicaGroup(
+        count=choice.replicas,
+        gpu=problem.gpu.name,
+        pool=POOL,
+        tp=shape.tp,
+        pp=shape.pp,
+        ep=1,
+        share=1.0,
+        capacity_per_s=detail["capacity_per_s"],
+        nodes=placement.replicas[at],
+        max_num_seqs=problem.max_num_seqs,
+        max_batched_tokens=problem.max_batched_tokens,
+        max_model_len=spec.model.max_model_len,
+    )
+    return StagePlan(
+        index=stage,
+        model=spec.name,
+        weights=spec.weights,
+        kv_dtype=spec.kv_dtype,
+        gpus=choice.replicas * shape.gpus,
+        reach=detail["reach"],
+        rate_per_s=detail["reach"] * draft.workload.rate_per_s,
+        p95_s=detail["p95_s"],
+        utilization=detail["utilization"],
+        mean_batch=detail["mean_batch"],
+        replicas=(group,),
+    )
+
+
+def _planned_workload(workload: Workload) -> PlannedWorkload:
+    return PlannedWorkload(
+        scored_requests=workload.requests.size,
+        effective_size=workload.requests.effective_size,
+        rate_per_s=workload.rate_per_s,
+        rate_from=workload.rate_from,
+        headroom=workload.headroom,
+        cv=workload.cv,
+        dispersion={f"{window_s:g}": value for window_s, value in workload.arrivals.dispersion.items()},
+    )
+
+
+def _best_single_model(draft: Draft) -> SingleModel:
+    """Return the fastest single model that meets the floor, or the best one where none does."""
+    requests = draft.workload.requests
+    qualities = np.average(requests.quality, axis=1, weights=requests.weight)
+    options = []
+    for stage, quality in enumerate(qualities):
+        choice = draft.search.single(stage, draft.gpus)
+        carries = math.isfinite(choice.latency_s)
+        options.append(
+            SingleModel(
+                model=draft.problem.stages[stage].name,
+                gpus=choice.gpus if carries else draft.gpus,
+                p95_s=choice.latency_s if carries else None,
+                quality=float(quality),
+                cost_usd_per_hour=draft.cost_usd_per_hour(choice.gpus if carries else draft.gpus),
+                feasible=bool(carries and quality >= draft.q_min - 1e-9),
+            )
+        )
+    feasible = [option for option in options if option.feasible]
+    if feasible:
+        return min(feasible, key=lambda option: option.p95_s or math.inf)
+    return max(options, key=lambda option: option.quality)
+
+
+def _warnings(draft: Draft) -> tuple[str, ...]:
+    found = [bursty_warning(draft.workload.arrivals)]
+    transferred = sorted(
+        {
+            f"{draft.problem.stages[stage].weights} on {draft.problem.gpu.name}"
+            for stage in draft.running
+            if draft.fleet[stage].status == "transferred"
+        }
+    )
+    if transferred:
+        found.append(
+            f"Step times of {', '.join(transferred)} were never measured: efficiencies of other formats or GPUs are "
+            "assumed to hold"
+        )
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _provenance(draft: Draft) -> Provenance:
+    problem = draft.problem
+    inputs = problem.input_hashes()
+    if draft.workload is not problem.workload:
+        inputs["workload"] = draft.workload.content_hash()
+    catalog = {problem.gpu.name: problem.gpu.source} | {
+        stage.model.name: stage.model.source for stage in problem.stages
+    }
+    return Provenance(version("cascadia-fast"), inputs, catalog)
+
+
+def _solver(draft: Draft, latency_s: float, elapsed_s: Callable[[], float]) -> SolverReport:
+    proof = draft.proof
+    return SolverReport(
+        method=draft.method,  # type: ignore[arg-type]
+        certificate=draft.certificate,
+        levels=tuple(len(levels) for levels in draft.grid.levels),
+        distinct_routings=draft.grid.distinct,
+        evaluated=draft.evaluated,
+        pruned=draft.pruned,
+        bound=latency_s if draft.proved else None,
+        gap=0.0 if draft.proved else None,
+        seconds=elapsed_s(),
+        highs=HighsProof(proof.status, proof.latency_s, proof.columns, proof.seconds),
+        trace=tuple(_iteration(draft.grid, step) for step in draft.rounds),
+    )
+
+
+def _iteration(grid: RoutingGrid, step: Round) -> Iteration:
+    return Iteration(
+        thresholds=grid.thresholds(step.routing),
+        gpus=tuple(choice.gpus for choice in step.deployment),
+        latency_s=_finite(step.latency_s),
+        quality=float(grid.quality[grid.combination(step.routing)]),
+        objective=_finite(step.objective),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

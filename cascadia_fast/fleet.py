@@ -1,0 +1,111 @@
+"""The engines a cascade may run on: for every model, one native replica per shape that holds it.
+
+Everything here depends on models and hardware only, so a planner builds it once and keeps it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cascadia_fast import _core
+from cascadia_fast.errors import ModelDoesNotFitError
+from cascadia_fast.profile import efficiency_for, profile
+
+if TYPE_CHECKING:
+    from cascadia_fast.problem import Problem, Stage
+
+# Beyond four times the smallest engine that holds a model, deeper pipelines only add hops; measured on the benchmark
+# cases, no optimum used one. It keeps the shapes of a 7B model at 9 and of a 671B model at 35.
+LARGEST_OVER_SMALLEST = 4
+
+
+@dataclass(frozen=True)
+class StageFleet:
+    """The candidate engines of one stage, smallest first.
+
+    Parameters
+    ----------
+    replicas
+        One native engine model per shape.
+    status
+        How far the efficiencies behind its times can be trusted: ``provisional`` or ``transferred``.
+    """
+
+    replicas: tuple[_core.Replica, ...]
+    status: str
+
+    @property
+    def least_gpus(self) -> int:
+        """GPUs of the smallest engine."""
+        return self.replicas[0].shape.gpus
+
+
+def build_fleet(problem: Problem) -> tuple[StageFleet, ...]:
+    """Return the candidate engines of every stage.
+
+    Raises
+    ------
+    ModelDoesNotFitError
+        No number of these GPUs holds one of the models.
+    """
+    return tuple(_stage_fleet(problem, stage) for stage in problem.stages)
+
+
+def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
+    gpu_spec = problem.gpu
+    numbers = {
+        name: getattr(gpu_spec, name)
+        for name in (
+            "memory_bytes",
+            "bandwidth_bytes_per_s",
+            "bf16_flops_per_s",
+            "fp8_flops_per_s",
+            "int8_ops_per_s",
+            "link_bytes_per_s",
+            "internode_bytes_per_s",
+        )
+    }
+    gpu = _core.Gpu(**numbers)
+    efficiency, status = efficiency_for(gpu_spec.name, stage.weights)
+    architecture = _core.Architecture(**dataclasses.asdict(stage.model.architecture))
+    precision = _core.Precision(weights=stage.weights, kv=stage.kv_dtype)
+    limits = _core.EngineLimits(
+        max_num_seqs=problem.max_num_seqs,
+        max_batched_tokens=problem.max_batched_tokens,
+        memory_utilization=problem.memory_utilization,
+        gpus_per_node=problem.gpus_per_node,
+    )
+
+    def shapes(most: int) -> list[_core.Shape]:
+        return _core.valid_shapes(
+            architecture=architecture, precision=precision, gpu=gpu, gpus_total=most, limits=limits
+        )
+
+    every = shapes(problem.gpus_per_node * stage.model.architecture.layers)
+    if not every:
+        raise ModelDoesNotFitError(
+            f"{stage.name} in {stage.weights} fits no number of {gpu_spec.name} GPUs with tensor parallelism inside "
+            f"nodes of {problem.gpus_per_node}; use smaller weights or GPUs with more memory"
+        )
+    most = max(problem.gpus_per_node, LARGEST_OVER_SMALLEST * every[0].gpus)
+    replicas = tuple(
+        _core.Replica(
+            architecture=architecture,
+            precision=precision,
+            gpu=gpu,
+            efficiency=_core.Efficiency(**efficiency),
+            shape=shape,
+            limits=limits,
+        )
+        for shape in every
+        if shape.gpus <= most
+    )
+    return StageFleet(replicas, status)
+
+
+def calibration_of(fleet: tuple[StageFleet, ...]) -> tuple[str, str]:
+    """Return the name of the fitted profile and the weakest status among the stages."""
+    transferred = any(stage.status == "transferred" for stage in fleet)
+    return str(profile()["name"]), "transferred" if transferred else fleet[0].status

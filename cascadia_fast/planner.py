@@ -1,0 +1,279 @@
+"""The planner: one fleet, many workloads; routing and deployment found together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cascadia_fast import _core
+from cascadia_fast.allocation import Allocation, paper_milp, pruned_milp
+from cascadia_fast.alternating import Round, Settings, alternate
+from cascadia_fast.blueprint import Plan
+from cascadia_fast.drafting import Draft, draft_plan
+from cascadia_fast.errors import CascadiaError, InputError, NoPlanError
+from cascadia_fast.fleet import build_fleet
+from cascadia_fast.infeasible import check_floor, no_allocation
+from cascadia_fast.problem import Problem
+from cascadia_fast.routing import RoutingGrid, proportional_start, routing_grid, span_of
+from cascadia_fast.workload import Workload
+
+METHODS = ("exact", "alternating")
+EXACT_STAGES = 3
+# Two routes to one optimum: what HiGHS and the search may differ by is its feasibility tolerance.
+AGREEMENT = 1e-6
+MAX_GPUS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one call plans: the problem's goal with the call's overrides."""
+
+    workload: Workload
+    gpus: int
+    q_min: float
+    method: str
+    paper_strict: bool
+    max_utilization: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method found."""
+
+    routing: int
+    deployment: tuple[_core.Choice, ...]
+    certificate: str
+    evaluated: int
+    pruned: int
+    proved: bool
+    rounds: tuple[Round, ...] = ()
+
+
+class Planner:
+    """Plans cascades on one fleet; keeps what depends on models and hardware, and nothing of any workload.
+
+    Parameters
+    ----------
+    problem
+        The problem whose models, GPUs and goal are planned for.
+    threads
+        Threads for look-up tables; None: all cores. Results are the same for any number.
+
+    Raises
+    ------
+    ModelDoesNotFitError
+        One of the models fits no number of these GPUs.
+    """
+
+    def __init__(self, problem: Problem, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}; give at least 1")
+        self.problem = problem
+        self.threads = threads or os.cpu_count() or 1
+        self.fleet = build_fleet(problem)
+
+    def plan(
+        self,
+        gpus: int | None = None,
+        q_min: float | None = None,
+        rate_per_s: float | None = None,
+        method: str | None = None,
+        *,
+        workload: Workload | None = None,
+        previous: Plan | None = None,
+    ) -> Plan:
+        """Return the best plan; what is not given is the problem's.
+
+        Parameters
+        ----------
+        gpus
+            Number of GPUs.
+        q_min
+            Floor of the mean quality, 0 to 100.
+        rate_per_s
+            Mean rate of the arrivals; `rate_from` and `headroom` make the planned rate of it.
+        method
+            ``exact``: optimal over the grid of thresholds, up to 3 stages. ``alternating``: the paper's loop.
+        workload
+            Traffic to plan for.
+        previous
+            A plan in force: among equally good plans the one nearest to it is chosen.
+
+        Raises
+        ------
+        InputError
+            An argument is out of range.
+        NoPlanError
+            No plan exists: the subclass and the message name the constraint that binds.
+        """
+        started_s = time.perf_counter()
+        task = self._task(gpus, q_min, rate_per_s, method, workload)
+        grid = routing_grid(task.workload.requests)
+        check_floor(grid, task.q_min)
+        search = self._search(task, grid, 1.0)
+        answer = (
+            self._exact(task, grid, search, previous) if task.method == "exact" else self._alternate(task, grid, search)
+        )
+        proof, deployment = self._prove(task, search, answer)
+        draft = Draft(
+            problem=self.problem,
+            fleet=self.fleet,
+            workload=task.workload,
+            gpus=task.gpus,
+            q_min=task.q_min,
+            max_utilization=task.max_utilization,
+            paper_strict=task.paper_strict,
+            method=task.method,
+            grid=grid,
+            search=search,
+            routing=answer.routing,
+            deployment=deployment,
+            certificate=answer.certificate,
+            evaluated=answer.evaluated,
+            pruned=answer.pruned,
+            proved=answer.proved,
+            rounds=answer.rounds,
+            proof=proof,
+        )
+        return draft_plan(draft, lambda: time.perf_counter() - started_s)
+
+    def replan(self, workload: Workload, previous: Plan) -> Plan:
+        """Return the best plan for new traffic on the previous plan's number of GPUs and floor, ties kept close to it."""
+        return self.plan(gpus=previous.pool_gpus, q_min=previous.q_min, workload=workload, previous=previous)
+
+    def _task(
+        self,
+        gpus: int | None,
+        q_min: float | None,
+        rate_per_s: float | None,
+        method: str | None,
+        workload: Workload | None,
+    ) -> Task:
+        goal = self.problem.goal
+        workload = self.problem.workload if workload is None else workload
+        models = tuple(stage.name_in_requests for stage in self.problem.stages)
+        if workload.requests.models != models:
+            given = ", ".join(workload.requests.models)
+            raise InputError(f"the workload scores the models {given}; the cascade has {', '.join(models)}")
+        if rate_per_s is not None:
+            if not (0 < rate_per_s < float("inf")):
+                raise InputError(f"rate_per_s is {rate_per_s:g}; give a positive number of requests per second")
+            arrivals = workload.arrivals.rescaled(rate_per_s)
+            workload = Workload.build(workload.requests, arrivals, workload.rate_from, workload.headroom)
+        gpus = self.problem.gpus if gpus is None else gpus
+        if not 1 <= gpus <= MAX_GPUS:
+            raise InputError(f"gpus is {gpus}; give 1 to {MAX_GPUS:,}")
+        q_min = goal.q_min if q_min is None else q_min
+        if not 0 <= q_min <= 100:
+            raise InputError(f"q_min is {q_min:g}; give a mean quality from 0 to 100")
+        method = goal.method if method is None else method
+        if method not in METHODS:
+            raise InputError(f"method is {method!r}; use {' or '.join(METHODS)}")
+        if method == "exact" and len(models) > EXACT_STAGES:
+            raise InputError(
+                f"method exact plans up to {EXACT_STAGES} stages and the cascade has {len(models)}; use method alternating"
+            )
+        return Task(workload, gpus, q_min, method, goal.paper_strict, goal.max_utilization)
+
+    def _search(self, task: Task, grid: RoutingGrid, rate_scale: float) -> _core.CascadeSearch:
+        workload = task.workload
+        return _core.CascadeSearch(
+            replicas=[list(stage.replicas) for stage in self.fleet],
+            cells=[(cells.tokens_in, cells.tokens_out) for cells in grid.cells],
+            share=list(grid.cell_weight),
+            quality=grid.quality,
+            levels=[len(levels) for levels in grid.levels],
+            routings=grid.routings,
+            traffic=_core.Traffic(
+                rate_per_s=workload.rate_per_s * rate_scale,
+                scv=workload.cv**2,
+                max_utilization=task.max_utilization,
+                idle_stage_keeps_replica=task.paper_strict,
+            ),
+        )
+
+    def _exact(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch, previous: Plan | None) -> Answer:
+        found = search.exact(task.gpus, task.q_min, self._gpus_of(previous))
+        if found.routing < 0:
+            raise self._no_allocation(task, search)
+        pruned = found.pruned_by_load + found.pruned_by_need + found.pruned_by_latency
+        certificate = (
+            f"optimal for this latency model, this grid of thresholds and this sample: {found.meet_floor:,} of "
+            f"{grid.distinct:,} distinct routings meet the floor"
+        )
+        return Answer(found.routing, tuple(found.stages), certificate, found.evaluated, pruned, proved=True)
+
+    def _alternate(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch) -> Answer:
+        requests = task.workload.requests
+        start = grid.routing_of(requests, proportional_start(requests, grid.levels)) if grid.levels else 0
+        lighter: Callable[[float], _core.CascadeSearch] = lambda scale: self._search(task, grid, scale)  # noqa: E731
+        best, rounds = alternate(
+            search, lighter, grid, task.gpus, task.q_min, Settings(start=start, span=span_of(requests))
+        )
+        if best is None:
+            reason = self._no_allocation(task, search) if search.least_gpus(task.q_min) > task.gpus else None
+            raise reason or NoPlanError(
+                f"the alternating method met no deployable routing with quality {task.q_min:g} in {len(rounds)} "
+                "rounds; use method exact, a lower q_min, or more GPUs"
+            )
+        certificate = f"a heuristic: how far it is from the optimum is unknown; {len(rounds)} rounds"
+        return Answer(best.routing, best.deployment, certificate, len(rounds), 0, proved=False, rounds=tuple(rounds))
+
+    def _prove(
+        self, task: Task, search: _core.CascadeSearch, answer: Answer
+    ) -> tuple[Allocation, tuple[_core.Choice, ...]]:
+        """Let HiGHS solve the allocation of the routing found; disagreement with the search is an error."""
+        latency_s = max(choice.latency_s for choice in answer.deployment)
+        if task.paper_strict:
+            tables = [
+                search.table(answer.routing, stage, task.gpus, self.threads) for stage in range(len(answer.deployment))
+            ]
+            proof = paper_milp([table[0] for table in tables], task.gpus, exact_sum=True)
+            deployment = tuple(_choice(table, gpus) for table, gpus in zip(tables, proof.gpus, strict=True))
+        else:
+            columns = search.columns(answer.routing, latency_s, task.gpus)
+            pairs = [
+                (np.array([c.gpus for c in stage], np.int64), np.array([c.latency_s for c in stage]))
+                for stage in columns
+            ]
+            proof = pruned_milp(pairs, task.gpus, latency_s * (1 + AGREEMENT))
+            deployment = answer.deployment
+        if proof.status == "optimal" and abs(proof.latency_s - latency_s) > AGREEMENT * latency_s:
+            raise CascadiaError(
+                f"HiGHS allocates for {proof.latency_s:.9g} s and the search for {latency_s:.9g} s; this is a defect, "
+                "please report it with the problem file"
+            )
+        return proof, deployment
+
+    def _no_allocation(self, task: Task, search: _core.CascadeSearch) -> NoPlanError:
+        models = [stage.name for stage in self.problem.stages]
+        return no_allocation(search, task.gpus, task.q_min, task.workload.rate_per_s, models)
+
+    def _gpus_of(self, previous: Plan | None) -> list[int]:
+        if previous is None:
+            return []
+        gpus = [0] * len(self.problem.stages)
+        for stage in previous.stages:
+            if stage.index < len(gpus):
+                gpus[stage.index] = stage.gpus
+        return gpus
+
+
+def _choice(table: tuple[np.ndarray, np.ndarray, np.ndarray], gpus: int) -> _core.Choice:
+    latency_s, shape, replicas = (column[gpus] for column in table)
+    return _core.Choice(int(shape), int(replicas), gpus, float(latency_s))
+
+
+def plan(problem: Problem, *, threads: int | None = None) -> Plan:
+    """Plan a problem once; a `Planner` is cheaper where more plans for the same models and cluster follow.
+
+    Raises
+    ------
+    NoPlanError
+        No plan exists: the subclass and the message name the constraint that binds.
+    """
+    return Planner(problem, threads).plan()

@@ -1,0 +1,153 @@
+"""How a summary is laid out: plain text of any width, or drawn by rich on a terminal."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.table
+
+_ASCII = str.maketrans({"×": "x", "…": "~", "–": "-", "µ": "u", "→": ">"})
+_MIN_WIDTH = 40
+_LABEL_WIDTH = 13
+_MIN_TEXT = 6
+_GAP = "  "
+# On narrow screens these columns go first.
+_DISPENSABLE = ("batch", "weights", "rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Cells of a table; columns named in `left` are left-aligned, the others right-aligned."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    left: frozenset[str]
+
+    def widths(self) -> list[int]:
+        """Width of every column."""
+        return [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+
+    def fitted(self, width: int, gap: int) -> Table:
+        """The table without columns that can be spared, then with shortened text, as far as `width` demands it."""
+        table = self
+        for name in _DISPENSABLE:
+            if name in table.header and table._excess(width, gap) > 0:
+                k = table.header.index(name)
+                rows = tuple(row[:k] + row[k + 1 :] for row in table.rows)
+                table = Table(table.header[:k] + table.header[k + 1 :], rows, table.left)
+        widths = table.widths()
+        excess = table._excess(width, gap)
+        for k in sorted(range(len(widths)), key=lambda k: -widths[k]):
+            if table.header[k] in table.left:
+                cut = max(0, min(excess, widths[k] - _MIN_TEXT))
+                widths[k] -= cut
+                excess -= cut
+        rows = tuple(tuple(map(_shortened, row, widths)) for row in table.rows)
+        return Table(tuple(map(_shortened, table.header, widths)), rows, table.left)
+
+    def _excess(self, width: int, gap: int) -> int:
+        return sum(self.widths()) + gap * (len(self.header) - 1) - width
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a summary says, before layout."""
+
+    title: str
+    stages: Table
+    facts: tuple[tuple[str, str], ...]
+    versus: Table
+    verdict: str
+    commands: tuple[tuple[str, str], ...]
+
+
+def plain(report: Report, width: int) -> str:
+    """The report as text of at most `width` columns, except commands, which stay whole to be copied."""
+    width = max(width, _MIN_WIDTH)
+    indent = " " * _LABEL_WIDTH
+    lines = [*_wrap(report.title, width), "", *_lines(report.stages, width), ""]
+    for label, text in report.facts:
+        lines += _wrap(text, width, initial_indent=label.ljust(_LABEL_WIDTH), subsequent_indent=indent)
+    lines += ["", *_lines(report.versus, width), "", *_wrap(report.verdict, width), "", "Next:"]
+    commands = max((len(line) for line, _ in report.commands), default=0)
+    for line, why in report.commands:
+        beside = 4 + commands + len(why) <= width
+        lines += [f"  {line:<{commands}}  {why}"] if beside else [f"  {line}", f"      {why}"]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _wrap(text: str, width: int, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
+    """Wrapped lines that keep a number and its unit together."""
+    glued = re.sub(r"(?<=\d) (?=\S)", "\N{NO-BREAK SPACE}", text)
+    lines = textwrap.wrap(glued, width, initial_indent=initial_indent, subsequent_indent=subsequent_indent)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
+
+
+def _lines(table: Table, width: int) -> Iterator[str]:
+    table = table.fitted(width, len(_GAP))
+    widths = table.widths()
+    left = [name in table.left for name in table.header]
+    for row in (table.header, *table.rows):
+        cells = zip(row, widths, left, strict=True)
+        yield _GAP.join(cell.ljust(size) if is_left else cell.rjust(size) for cell, size, is_left in cells)
+
+
+def _shortened(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
+def draw(report: Report, file: IO[str]) -> None:
+    """Draw the report on a terminal, in its width; colours follow the terminal and NO_COLOR."""
+    from rich.console import Console  # 60 ms to import: only for terminals
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False, markup=False, emoji=False)
+    # Rich falls back to ASCII boxes by itself, but not to ASCII text.
+    text = str if encodable("×…–µ→", file) else to_ascii
+    console.print(Text(text(report.title), style="bold"))
+    console.print(_rich(report.stages, console.width, text))
+    for label, fact in report.facts:
+        style = "yellow" if label == "warning" else ""
+        wrapped = _wrap(text(fact), max(console.width, _MIN_WIDTH) - _LABEL_WIDTH)
+        for number, line in enumerate(wrapped):
+            console.print(Text.assemble(((label if number == 0 else "").ljust(_LABEL_WIDTH), "dim"), (line, style)))
+    console.print(_rich(report.versus, console.width, text))
+    console.print(Text(text(report.verdict)))
+    console.print(Text("\nNext:", style="bold"))
+    for line, why in report.commands:
+        console.print(Text.assemble("  ", (text(line), "cyan"), "  ", (text(why), "dim")), soft_wrap=True)
+
+
+def _rich(table: Table, width: int, text: Callable[[str], str]) -> rich.table.Table:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    table = table.fitted(width - 2, len(_GAP))  # the box adds a blank on either side and one between columns
+    drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, len(_GAP) - 1, 0, 0))
+    for name in table.header:
+        if name in table.left:
+            drawn.add_column(name, no_wrap=True)
+        else:
+            drawn.add_column(name, justify="right", no_wrap=True)
+    for row in table.rows:
+        drawn.add_row(*map(text, row))
+    return drawn
+
+
+def to_ascii(text: str) -> str:
+    """`text` with ASCII stand-ins for the few other characters summaries use."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def encodable(text: str, file: IO[str]) -> bool:
+    """Whether the file's encoding can write `text`."""
+    try:
+        text.encode(getattr(file, "encoding", None) or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True

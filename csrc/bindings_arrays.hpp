@@ -1,0 +1,46 @@
+// How arrays and signals cross the boundary to Python.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <functional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace cascadia {
+
+namespace py = pybind11;
+
+using Floats = py::array_t<double, py::array::c_style>;
+using Indexes = py::array_t<std::int32_t, py::array::c_style>;
+
+template <class T>
+std::span<const T> view(const py::array_t<T, py::array::c_style>& array) {
+  return {array.data(), static_cast<std::size_t>(array.size())};
+}
+
+template <class T>
+py::array_t<T> read_only(const std::vector<T>& values, std::vector<py::ssize_t> shape = {}) {
+  if (shape.empty()) shape = {static_cast<py::ssize_t>(values.size())};
+  py::array_t<T> array(shape);
+  std::copy(values.begin(), values.end(), array.mutable_data());
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
+// Asked from the calling thread while the GIL is released: has the user pressed Ctrl-C?
+inline std::function<bool()> signals() {
+  return [] {
+    const py::gil_scoped_acquire hold;
+    return PyErr_CheckSignals() != 0;
+  };
+}
+
+inline void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+}  // namespace cascadia

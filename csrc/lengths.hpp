@@ -1,0 +1,15 @@
+// Length cells: a workload's joint distribution of prompt and answer lengths on a fixed set of representative requests.
+// The cells stay while routing moves their weights, so every threshold's workload is one vector of K shares.
+#pragma once
+#include <cstddef>
+#include <vector>
+
+namespace cascadia {
+
+struct LengthCells {
+  std::vector<double> tokens_in, tokens_out;  // means of each cell
+
+  std::size_t size() const { return tokens_in.size(); }
+};
+
+}  // namespace cascadia

@@ -1,0 +1,450 @@
+#include "queueing.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <numeric>
+
+#include "vector_math.hpp"
+
+namespace cascadia {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr std::size_t kLanes = 8;
+
+double normal_cdf(double x) { return 0.5 * std::erfc(-x / std::numbers::sqrt2); }
+
+// Inverse of the normal distribution function by Newton's method; only used to set up nodes.
+double normal_quantile(double p) {
+  double x = 0;
+  for (int i = 0; i < 60; ++i) {
+    const double density = std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi);
+    const double move = std::clamp((normal_cdf(x) - p) / density, -1.0, 1.0);
+    x -= move;
+    if (std::abs(move) < 1e-13) break;
+  }
+  return x;
+}
+
+// Sample i of the R3 low-discrepancy sequence as two exponentials and a standard normal.
+std::array<double, 3> computed_draw(std::size_t i) {
+  const auto fraction = [i](double step) {
+    const double x = static_cast<double>(i) * step + 0.5;
+    return x - std::floor(x);
+  };
+  return {-std::log1p(-fraction(0.8191725133961645)), -std::log1p(-fraction(0.6710436067037893)),
+          normal_quantile(fraction(0.5497004779019703))};
+}
+
+std::array<double, 3> draw(std::size_t i) {
+  // All cell counts share the start of the sequence, and normal quantiles are slow.
+  static const std::vector<std::array<double, 3>> first = [] {
+    std::vector<std::array<double, 3>> draws;
+    for (std::size_t n = 0; n < 1024; ++n) draws.push_back(computed_draw(n));
+    return draws;
+  }();
+  return i < first.size() ? first[i] : computed_draw(i);
+}
+
+// Weibull waits W = mean * E^a / Gamma(1 + a), E exponential: exponent a and 1 / Gamma(1 + a) for a given squared
+// coefficient of variation, tabulated because the relation has no closed inverse.
+struct WeibullTable {
+  static constexpr int kSize = 2048;
+  static constexpr double kLow = 0.05, kHigh = 8.0;
+  std::array<double, kSize + 1> exponent, scale;
+
+  WeibullTable() {
+    for (int i = 0; i <= kSize; ++i) {
+      const double scv = kLow * std::pow(kHigh / kLow, static_cast<double>(i) / kSize);
+      double lo = 0.02, hi = 4.0;
+      for (int step = 0; step < 60; ++step) {
+        const double mid = (lo + hi) / 2;
+        (std::lgamma(1 + 2 * mid) - 2 * std::lgamma(1 + mid) > std::log1p(scv) ? hi : lo) = mid;
+      }
+      exponent[static_cast<std::size_t>(i)] = lo;
+      scale[static_cast<std::size_t>(i)] = 1 / std::tgamma(1 + lo);
+    }
+  }
+
+  std::pair<double, double> operator()(double scv) const {
+    const double at = std::log(std::clamp(scv, kLow, kHigh) / kLow) / std::log(kHigh / kLow) * kSize;
+    const auto i = std::min(static_cast<std::size_t>(at), static_cast<std::size_t>(kSize - 1));
+    const double t = at - static_cast<double>(i);
+    return {exponent[i] + t * (exponent[i + 1] - exponent[i]), scale[i] + t * (scale[i + 1] - scale[i])};
+  }
+};
+
+const WeibullTable& weibull_table() {
+  static const WeibullTable table;
+  return table;
+}
+
+// By value, unlike std::max, which keeps compilers from vectorising.
+[[gnu::always_inline]] inline double larger(double a, double b) { return a > b ? a : b; }
+[[gnu::always_inline]] inline double smaller(double a, double b) { return a < b ? a : b; }
+
+struct Moments {
+  double own = 0, own2 = 0, own3 = 0, extra = 0, extra2 = 0, chunks = 0;
+};
+
+// Lane-wise sums in a fixed order, so that every instruction set adds alike.
+CASCADIA_CLONES Moments moments(std::size_t n, const double* w, const double* own, const double* extra,
+                                const double* chunks) {
+  double a[6][kLanes] = {};
+  for (std::size_t k = 0; k < n; k += kLanes)
+    for (std::size_t l = 0; l < kLanes; ++l) {
+      const double weight = w[k + l], o = own[k + l], x = extra[k + l];
+      a[0][l] += weight * o;
+      a[1][l] += weight * o * o;
+      a[2][l] += weight * o * o * o;
+      a[3][l] += weight * x;
+      a[4][l] += weight * x * x;
+      a[5][l] += weight * chunks[k + l];
+    }
+  double sum[6] = {};
+  for (int i = 0; i < 6; ++i)
+    for (std::size_t l = 0; l < kLanes; ++l) sum[i] += a[i][l];
+  return {sum[0], sum[1], sum[2], sum[3], sum[4], sum[5]};
+}
+
+CASCADIA_CLONES double dot(std::size_t n, const double* w, const double* v) {
+  double a[kLanes] = {};
+  for (std::size_t k = 0; k < n; k += kLanes)
+    for (std::size_t l = 0; l < kLanes; ++l) a[l] += w[k + l] * v[k + l];
+  return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
+}
+
+// r(n) = rate / mu(n), raised to 1/z for bursty arrivals, n = 1..limit; index 0 is unused.
+CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z,
+                                  const double* __restrict unit_rate, const double* __restrict extra,
+                                  double* __restrict ratio, double* __restrict mu) {
+  for (std::size_t n = 1; n <= limit; ++n) {
+    mu[n] = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999));
+    ratio[n] = rate / mu[n];
+  }
+  if (inverse_z != 1.0)
+    for (std::size_t n = 1; n <= limit; ++n) ratio[n] = fast_pow(ratio[n], inverse_z);
+}
+
+struct SampleConstants {
+  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, noise_rate;
+};
+
+// Per cell, arrays of one length.
+struct CellTimes {
+  const double *own, *base, *cap, *pace_variance, *floor, *ceiling;
+};
+
+// One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + noisy decode.
+CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, const CellTimes cell,
+                                const double* __restrict wait_node, const double* __restrict slot_node,
+                                const double* __restrict gauss, double* __restrict latency,
+                                double* __restrict first_token) {
+  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, noise_rate] = constants;
+  const double *__restrict own = cell.own, *__restrict base = cell.base, *__restrict cap = cell.cap,
+                           *__restrict pace_variance = cell.pace_variance, *__restrict floor = cell.floor,
+                           *__restrict ceiling = cell.ceiling;
+  for (std::size_t k = 0; k < n; ++k) {
+    const double e = larger(wait_node[k] + wait_shift, 1e-12);
+    const double wait = wait_scale * fast_pow(e, wait_exponent);
+    const double slot = slot_scale * larger(slot_node[k] + slot_shift, 0.0);
+    const double first = wait + own[k];
+    const double decode = smaller(base[k] + prefill_rate * first, cap[k]);
+    const double deviation = std::sqrt(pace_variance[k] + noise_rate * (decode + first)) / decode;
+    const double root = larger(1.0 - deviation * deviation / 9 + gauss[k] * deviation / 3, 0.0);
+    const double noisy = smaller(larger(decode * root * root * root, floor[k]), larger(ceiling[k], decode));
+    first_token[k] = slot + first;
+    latency[k] = slot + first + noisy;
+  }
+}
+
+CASCADIA_CLONES double mass_up_to(std::size_t cells, std::size_t nodes, const double* share, const double* latency,
+                                  double x) {
+  double a[kLanes] = {};
+  for (std::size_t j = 0; j < nodes; ++j, latency += cells)
+    for (std::size_t k = 0; k < cells; k += kLanes)
+      for (std::size_t l = 0; l < kLanes; ++l) {
+        const double weight = share[k + l];
+        a[l] += latency[k + l] <= x ? weight : 0.0;
+      }
+  return (((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]))) / static_cast<double>(nodes);
+}
+
+std::vector<double> batch_grid(int max_num_seqs) {
+  std::vector<double> grid{0};
+  for (int n = 1; n < max_num_seqs; n *= 2) grid.push_back(n);
+  grid.push_back(max_num_seqs);
+  return grid;
+}
+
+}  // namespace
+
+Nodes::Nodes(std::size_t cells, std::size_t padded) {
+  per_cell = std::clamp<std::size_t>(512 / std::max<std::size_t>(cells, 1), 2, 8);
+  wait.assign(per_cell * padded, 0);
+  slot = gauss = wait;
+  for (std::size_t k = 0; k < cells; ++k)
+    for (std::size_t j = 0; j < per_cell; ++j) {
+      const auto [e_wait, e_slot, z] = draw(k * per_cell + j);
+      wait[j * padded + k] = e_wait;
+      slot[j * padded + k] = e_slot;
+      gauss[j * padded + k] = z;
+    }
+}
+
+LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shared_ptr<const Nodes> nodes)
+    : cells_(cells.size()),
+      padded_((cells.size() + kLanes - 1) / kLanes * kLanes),
+      nodes_(std::move(nodes)),
+      gpus_(replica.shape().gpus()),
+      max_num_seqs_(replica.limits().max_num_seqs),
+      fits_(true),
+      kv_capacity_bytes_(replica.kv_capacity_bytes()),
+      grid_(batch_grid(max_num_seqs_)) {
+  const auto budget = static_cast<double>(replica.limits().max_batched_tokens);
+  own_s_.assign(grid_.size() * padded_, 1.0);
+  extra_s_.assign(grid_.size() * padded_, 0.0);
+  chunks_.assign(grid_.size() * padded_, 1.0);
+  tokens_out_.assign(padded_, 1.0);
+  attention_sum_s_.assign(padded_, 0.0);
+  held_.assign(padded_, 0.0);
+  fill_s_.assign(padded_, 0.0);
+  idle_s_.assign(padded_, 0.0);
+  for (std::size_t j = 0; j < grid_.size(); ++j) {
+    const double g = grid_[j], room = std::max(budget - g, 1.0);
+    const double full_s = replica.linear_s(g + room, g);
+    const double decode_s = replica.linear_s(std::max(g, 1.0), std::max(g, 1.0));
+    for (std::size_t k = 0; k < cells_; ++k) {
+      const double prompt = cells.tokens_in[k], chunks = std::ceil(prompt / room);
+      const double last_s = replica.linear_s(g + prompt - (chunks - 1) * room, g + 1);
+      const double own = (chunks - 1) * full_s + last_s + replica.prefill_attention_s(prompt, 0);
+      own_s_[j * padded_ + k] = own;
+      chunks_[j * padded_ + k] = chunks;
+      extra_s_[j * padded_ + k] = std::max(0.0, own - chunks * decode_s);
+    }
+  }
+  step_s_.resize(static_cast<std::size_t>(max_num_seqs_) + 1);
+  for (std::size_t n = 0; n < step_s_.size(); ++n) {
+    const double sequences = std::max(static_cast<double>(n), 1.0);
+    step_s_[n] = replica.linear_s(sequences, sequences);
+  }
+  for (std::size_t k = 0; k < cells_; ++k) {
+    const double in = cells.tokens_in[k], out = cells.tokens_out[k];
+    tokens_out_[k] = out;
+    attention_sum_s_[k] = replica.decode_attention_sum_s(in, out);
+    held_[k] = replica.kv_bytes(in + out);
+    fits_ = fits_ && held_[k] <= kv_capacity_bytes_;
+    fill_s_[k] = replica.fill_s(std::min(in, budget));
+    idle_s_[k] = own_s_[k] + fill_s_[k] + 0.9 * out * step_s_[1];
+  }
+  idle_order_.resize(cells_);
+  std::iota(idle_order_.begin(), idle_order_.end(), 0U);
+  std::stable_sort(idle_order_.begin(), idle_order_.end(), [&](auto a, auto b) { return idle_s_[a] < idle_s_[b]; });
+}
+
+void LoadModel::prepare(std::span<const double> share, Load& load) const {
+  load.reach = 0;
+  for (const double s : share) load.reach += s;
+  load.share.assign(padded_, 0);
+  for (std::size_t k = 0; k < cells_; ++k) load.share[k] = share[k] / load.reach;
+  const double* w = load.share.data();
+  const double* out = tokens_out_.data();
+  load.tokens_out = dot(padded_, w, out);
+  load.attention_s = dot(padded_, w, attention_sum_s_.data()) / load.tokens_out;
+  double out2 = 0, held = 0;
+  for (std::size_t k = 0; k < cells_; ++k) {
+    out2 += w[k] * out[k] * out[k];
+    held += w[k] * out[k] * held_[k];
+  }
+  load.relaxation_tokens = out2 / load.tokens_out;
+  const double fit = std::floor(kv_capacity_bytes_ / (held / load.tokens_out));
+  load.batch_limit = static_cast<int>(std::clamp(fit, 1.0, static_cast<double>(max_num_seqs_)));
+
+  const auto limit = static_cast<std::size_t>(load.batch_limit);
+  load.unit_rate.resize(limit + 1);
+  load.mean_extra.resize(limit + 1);
+  for (std::size_t n = 0; n <= limit; ++n) {
+    const auto m = static_cast<double>(n);
+    load.unit_rate[n] = m / (load.tokens_out * (step_s_[n] + m * load.attention_s));
+  }
+  double left = dot(padded_, w, extra_s_.data());
+  for (std::size_t j = 0; j + 1 < grid_.size() && grid_[j] <= static_cast<double>(limit); ++j) {
+    const double right = dot(padded_, w, extra_s_.data() + (j + 1) * padded_);
+    const double slope = (right - left) / (grid_[j + 1] - grid_[j]);
+    const auto begin = static_cast<std::size_t>(grid_[j]), end = static_cast<std::size_t>(grid_[j + 1]);
+    for (std::size_t n = begin; n <= std::min(end, limit); ++n)
+      load.mean_extra[n] = left + slope * (static_cast<double>(n) - grid_[j]);
+    left = right;
+  }
+  const double prefill_s = dot(padded_, w, own_s_.data());
+  load.capacity_per_s = std::min(1 / prefill_s, 1 / (1 / load.unit_rate[limit] + load.mean_extra[limit]));
+}
+
+double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
+  double reach = 0, mass = 0;
+  for (const double s : share) reach += s;
+  const double enough = (q - 1e-9) * reach;
+  for (const auto k : idle_order_) {
+    mass += share[k];
+    if (mass >= enough) return idle_s_[k];
+  }
+  return idle_s_[idle_order_.back()];
+}
+
+void LoadModel::add_work_bound(std::span<double> least_gpu_s) const {
+  double least_held = kInfinity;
+  for (std::size_t k = 0; k < cells_; ++k) least_held = std::min(least_held, held_[k]);
+  const double fit = std::clamp(std::floor(kv_capacity_bytes_ / least_held), 1.0, static_cast<double>(max_num_seqs_));
+  double least_step = kInfinity;  // per token
+  for (std::size_t n = 1; n <= static_cast<std::size_t>(fit); ++n)
+    least_step = std::min(least_step, step_s_[n] / static_cast<double>(n));
+  for (std::size_t k = 0; k < cells_; ++k) {
+    double least_extra = kInfinity;
+    for (std::size_t j = 0; j < grid_.size(); ++j) least_extra = std::min(least_extra, extra_s_[j * padded_ + k]);
+    const double seconds = tokens_out_[k] * least_step + attention_sum_s_[k] + least_extra;
+    least_gpu_s[k] = std::min(least_gpu_s[k], gpus_ * seconds);
+  }
+}
+
+bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch, Chain& result) const {
+  const auto limit = static_cast<std::size_t>(load.batch_limit);
+  scratch.ratio.resize(2 * (limit + 1));
+  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1;
+  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu);
+  const double rho = rate / mu[limit];
+  if (!(rho < 1)) return false;
+  double p = 1, sum = 1, sum_n = 0, sum_mu = 0, sum_pace = 0, sum_pace2 = 0;
+  for (std::size_t n = 1; n <= limit; ++n) {
+    const auto m = static_cast<double>(n);
+    const double pace = m / mu[n];  // an arrival that finds n - 1 running decodes at the pace of n
+    sum_pace += p * pace;
+    sum_pace2 += p * pace * pace;
+    p *= ratio[n];
+    sum += p;
+    sum_n += p * m;
+    sum_mu += p * mu[n];
+    if (p > 1e200) {  // everything before is negligible by now or shrinks alike
+      const double scale = 1e-200;
+      p *= scale, sum *= scale, sum_n *= scale, sum_mu *= scale, sum_pace *= scale, sum_pace2 *= scale;
+    }
+    if (ratio[n] < 0.999 && p < 1e-14 * sum * (1 - ratio[n])) {
+      p = 0;
+      break;
+    }
+  }
+  const double last = z == 1 ? rho : fast_pow(rho, 1 / z);
+  const double tail = p * last / (1 - last), b = static_cast<double>(limit), total = sum + tail;
+  const double slowest = b / mu[limit];
+  sum_pace += (p + tail) * slowest;
+  sum_pace2 += (p + tail) * slowest * slowest;
+  result.running = (sum_n + tail * b) / total;
+  result.pace_s = (sum_n + tail * b) / ((sum_mu + tail * mu[limit]) * load.tokens_out);
+  const double mean = sum_pace / total;
+  result.variance = std::max(0.0, sum_pace2 / total / (mean * mean) - 1);
+  result.full = (p + tail) / total;
+  result.slot_s = z / (mu[limit] * (1 - rho));
+  return true;
+}
+
+void LoadModel::interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const {
+  std::size_t j = 0;
+  while (j + 2 < grid_.size() && grid_[j + 1] <= running) ++j;
+  const double t = (running - grid_[j]) / (grid_[j + 1] - grid_[j]), others_s = running * attention_s;
+  const std::size_t a = j * padded_, b = a + padded_;
+  for (std::size_t k = 0; k < padded_; ++k) {
+    chunks[k] = chunks_[a + k] + t * (chunks_[b + k] - chunks_[a + k]);
+    extra[k] = extra_s_[a + k] + t * (extra_s_[b + k] - extra_s_[a + k]);
+    own[k] = own_s_[a + k] + t * (own_s_[b + k] - own_s_[a + k]) + chunks[k] * others_s;
+  }
+}
+
+double LoadModel::quantile_s(const Load& load, double rate, double scv, double q, Scratch& scratch) const {
+  if (!(rate < kMaxUtilization * load.capacity_per_s)) return kInfinity;
+  const double c2 = std::max(scv, 1.0), z = 1 + (c2 - 1) / 2;
+  Chain batch;
+  if (!chain(load, rate, z, scratch, batch)) return kInfinity;
+  scratch.running = batch.running;
+
+  const std::size_t n = padded_, nodes = nodes_->per_cell;
+  scratch.cell.resize(7 * n);
+  double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *base = chunks + n, *cap = base + n,
+         *pace_variance = cap + n, *ceiling = pace_variance + n, *floor = extra;
+  interpolate(batch.running, load.attention_s, own, extra, chunks);
+  const Moments m = moments(n, load.share.data(), own, extra, chunks);
+
+  // Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
+  const double busy = std::min(rate * m.own, 0.995), idle_extra = 1 - std::min(rate * m.extra, 0.99);
+  const double own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
+  const double plain_wait = rate * m.own2 / 2 / (1 - busy);
+  double wait_mean = plain_wait, p_wait = busy;
+  if (c2 > 1) {
+    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) *
+                std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
+    p_wait += (c2 - 1) * busy * (1 - busy) * (1 + c2 + busy * own_scv) /
+              (1 + busy * (own_scv - 1) + busy * busy * (4 * c2 + own_scv));
+    p_wait = std::min(p_wait, 1.0);
+  }
+  const double rise = wait_mean / plain_wait;
+  const double wait_second = (2 * plain_wait * plain_wait + rate * m.own3 / 3 / (1 - busy)) * rise * rise;
+  const double wait_if = wait_mean / p_wait;
+  const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
+
+  const double mixed_s = m.own / m.chunks, extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
+  const SampleConstants constants{
+      std::log(p_wait), exponent, wait_if * scale, std::log(std::max(batch.full, 1e-300)), batch.slot_s,
+      rate * m.extra / idle_extra,
+      1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (idle_extra * idle_extra)};
+  for (std::size_t k = 0; k < n; ++k) {
+    const double out = tokens_out_[k];
+    base[k] = out * batch.pace_s;
+    cap[k] = std::max(out * mixed_s, base[k]);
+    const double y = out / load.relaxation_tokens;  // decode time over the relaxation time of the batch
+    const double averaging = y < 1e-4 ? 1 - y / 3 : 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y);
+    pace_variance[k] = base[k] * base[k] * batch.variance * averaging;
+    ceiling[k] = 1.2 * mixed_s * out;
+    own[k] += fill_s_[k];
+    floor[k] = 0.9 * step_s_[1] * out;
+  }
+  scratch.latency.resize(nodes * n);
+  scratch.first.resize(nodes * n);
+  for (std::size_t j = 0; j < nodes; ++j)
+    sample_row(n, constants, {own, base, cap, pace_variance, floor, ceiling}, &nodes_->wait[j * n],
+               &nodes_->slot[j * n], &nodes_->gauss[j * n], &scratch.latency[j * n], &scratch.first[j * n]);
+  return select(load, q, scratch);
+}
+
+// The q-quantile of the weighted samples: bisect on the value, then sort what is left in the bracket.
+double LoadModel::select(const Load& load, double q, Scratch& scratch) const {
+  const std::size_t n = padded_, nodes = nodes_->per_cell;
+  const double *share = load.share.data(), *latency = scratch.latency.data();
+  const double enough = q - 1e-12;
+  double lo = 0, hi = 0, below = 0;
+  for (std::size_t i = 0; i < nodes * n; ++i) hi = std::max(hi, latency[i]);
+  for (int pass = 0; pass < 8; ++pass) {
+    const double mid = (lo + hi) / 2, mass = mass_up_to(n, nodes, share, latency, mid);
+    if (mass >= enough) {
+      hi = mid;
+    } else {
+      lo = mid;
+      below = mass;
+    }
+  }
+  auto& bracket = scratch.bracket;
+  bracket.clear();
+  for (std::size_t j = 0; j < nodes; ++j)
+    for (std::size_t k = 0; k < n; ++k) {
+      const double x = latency[j * n + k];
+      if (x > lo && x <= hi && share[k] > 0) bracket.emplace_back(x, share[k] / static_cast<double>(nodes));
+    }
+  std::sort(bracket.begin(), bracket.end());
+  for (const auto& [x, mass] : bracket) {
+    below += mass;
+    if (below >= enough) return x;
+  }
+  return bracket.empty() ? hi : bracket.back().first;
+}
+
+}  // namespace cascadia

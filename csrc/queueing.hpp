@@ -1,0 +1,82 @@
+// Latency of one replica under load: a birth-death chain over the running batch, waits for prefill and for a batch slot,
+// and the quantile of the mixture over the length cells. tests/reference/load_model.py states the same formulas slowly.
+#pragma once
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lengths.hpp"
+#include "step_time.hpp"
+
+namespace cascadia {
+
+inline constexpr double kMaxUtilization = 0.999;  // closer to saturation than this counts as unstable
+
+// Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves: then each
+// sample rises with the rate, and so does every quantile.
+struct Nodes {
+  Nodes(std::size_t cells, std::size_t padded);
+  std::size_t per_cell;
+  std::vector<double> wait, slot, gauss;  // exponential, exponential, standard normal
+};
+
+// What one vector of shares means for one replica; everything that does not depend on the rate.
+struct Load {
+  double reach = 0, tokens_out = 0, attention_s = 0;  // mean output tokens, decode attention per token of a sequence
+  double relaxation_tokens = 0;                       // length-biased mean output
+  double capacity_per_s = 0;                          // largest stable rate
+  int batch_limit = 0;
+  std::vector<double> share;       // padded, sums to 1
+  std::vector<double> unit_rate;   // n / (tokens_out * step(n)), n = 0..batch_limit: completions per second
+  std::vector<double> mean_extra;  // prefill seconds beyond the decode steps they replace, with n sequences running
+};
+
+// Buffers of one thread.
+struct Scratch {
+  double running = 0;  // mean number of sequences in the batch, of the last evaluation
+  std::vector<double> cell, ratio, latency, first;
+  std::vector<std::pair<double, double>> bracket;
+};
+
+class LoadModel {
+ public:
+  LoadModel(const Replica& replica, const LengthCells& cells, std::shared_ptr<const Nodes> nodes);
+
+  // False when the longest request does not fit the KV cache: the replica cannot serve this workload at all.
+  bool fits() const { return fits_; }
+  std::size_t cells() const { return cells_; }
+  std::size_t padded() const { return padded_; }
+  const Nodes& nodes() const { return *nodes_; }
+  int gpus() const { return gpus_; }
+
+  // share: K values, sum = reach > 0.
+  void prepare(std::span<const double> share, Load& load) const;
+  // Latency quantile in seconds at `rate_per_s` with arrivals of squared coefficient of variation `scv`; +inf if unstable.
+  double quantile_s(const Load& load, double rate_per_s, double scv, double q, Scratch& scratch) const;
+  // A lower bound of quantile_s at any rate.
+  double idle_bound_s(std::span<const double> share, double q) const;
+  // GPU-seconds per request of each cell at full batch: a lower bound of what a request costs on this replica.
+  void add_work_bound(std::span<double> least_gpu_s) const;
+
+ private:
+  struct Chain {
+    double pace_s, variance, running, full, slot_s;
+  };
+  bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
+  void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;
+  double select(const Load& load, double q, Scratch& scratch) const;
+
+  std::size_t cells_, padded_;
+  std::shared_ptr<const Nodes> nodes_;
+  int gpus_, max_num_seqs_;
+  bool fits_;
+  double kv_capacity_bytes_;
+  std::vector<double> grid_;                        // batch sizes 0, 1, 2, 4 … max_num_seqs
+  std::vector<double> own_s_, extra_s_, chunks_;    // [grid][cell]: prefill time, its excess over decode steps, chunks
+  std::vector<double> step_s_;                      // step without attention at n = 0..max_num_seqs
+  std::vector<double> tokens_out_, attention_sum_s_, held_, fill_s_;  // per cell
+  std::vector<double> idle_s_;                      // per cell: no queue, alone in the batch
+  std::vector<std::uint32_t> idle_order_;           // cells by idle latency
+};
+
+}  // namespace cascadia

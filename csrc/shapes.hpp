@@ -1,0 +1,22 @@
+#pragma once
+
+#include <vector>
+
+#include "hardware.hpp"
+#include "model.hpp"
+
+namespace cascadia {
+
+/// Whether engines of `gpus` GPUs can be placed without fragmentation: whole nodes plus at most one piece, a piece
+/// being a power of two that divides the node.
+bool packs(int gpus, int gpus_per_node);
+
+/// Whether tensor-parallel groups of the shape stay inside a node and its GPUs pack; the heads must divide by tp.
+bool allowed(const Architecture& a, Shape shape, int gpus_per_node);
+
+/// All shapes of at most `gpus_total` GPUs that are allowed and hold the model with a useful KV cache, ordered by
+/// GPUs, then by tp.
+std::vector<Shape> valid_shapes(const Architecture& a, const Precision& p, const Gpu& gpu, int gpus_total,
+                                const EngineLimits& limits);
+
+}  // namespace cascadia

@@ -1,0 +1,83 @@
+#pragma once
+
+#include "hardware.hpp"
+#include "memory.hpp"
+#include "model.hpp"
+
+namespace cascadia {
+
+/// One engine: everything about its speed and memory that does not depend on the workload.
+///
+/// A pipeline (pp > 1) is seen as one virtual engine with pp micro-batches in flight. A round advances every running
+/// sequence by one token; it lasts as long as one micro-batch, a pp-th of the work, takes through all stages.
+/// Every time is finite and non-decreasing in each of its token arguments; searches rely on that.
+class Replica {
+ public:
+  Replica(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& efficiency, Shape shape,
+          const EngineLimits& limits);
+
+  /// One round that carries `tokens` tokens, decoding and prompt together, of which `sampled` reach the LM head:
+  /// matrix products, experts, collectives, pipeline hops and overheads, without attention over the context.
+  double linear_s(double tokens, double sampled) const;
+  /// Attention of one decoding sequence over `context_tokens` cached tokens in one round.
+  double decode_attention_s(double context_tokens) const { return over_context(decode_s_, context_tokens); }
+  /// The same summed over the rounds of a request that writes `tokens_out` tokens after `tokens_in`.
+  double decode_attention_sum_s(double tokens_in, double tokens_out) const;
+  /// Attention of a prompt chunk of `tokens` tokens that follows `before` tokens of the same prompt.
+  double prefill_attention_s(double tokens, double before) const;
+  /// What one prompt chunk waits for beyond its round, because it crosses the stages one after another.
+  double fill_s(double tokens) const;
+  /// One round of `sequences` decoding sequences with equal context and one prompt chunk.
+  double step_s(double sequences, double context_per_sequence, double prompt_tokens, double prompt_before) const;
+
+  /// KV cache of the whole engine, and what one request takes of it; negative capacity: the weights do not fit.
+  double kv_capacity_bytes() const { return kv_capacity_bytes_; }
+  double kv_bytes(double context_tokens) const { return over_context(kv_bytes_, context_tokens); }
+
+  const Shape& shape() const { return shape_; }
+  const EngineLimits& limits() const { return limits_; }
+
+ private:
+  /// One matrix product: weights are read once, arithmetic grows with the tokens.
+  struct Gemm {
+    double read_s = 0;
+    double token_s = 0;
+    double operator()(double tokens) const { return read_s > token_s * tokens ? read_s : token_s * tokens; }
+  };
+  /// Cost per context token (or per pair of tokens) in all full layers, and in all layers with a sliding window.
+  struct PerToken {
+    double full = 0;
+    double windowed = 0;
+  };
+
+  void set_gemms(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
+  void set_attention(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
+  void set_links(const Architecture& a, const Gpu& gpu, const Efficiency& e);
+  double over_context(const PerToken& cost, double context_tokens) const {
+    return cost.full * context_tokens + cost.windowed * (context_tokens < window_ ? context_tokens : window_);
+  }
+  double over_pairs(const PerToken& cost, double tokens, double before) const;
+
+  Shape shape_;
+  EngineLimits limits_;
+  Sharding sharding_;
+  double kv_capacity_bytes_ = 0;
+  double micro_batch_share_ = 1;  // of the tokens of a round
+  double depth_ = 1;              // length of a pipeline of equal stages, relative to the model's own
+  double window_ = 0;
+  Gemm attention_;  // these and the next two cover all layers of their kind
+  Gemm dense_;
+  Gemm shared_;
+  Gemm head_;
+  double expert_read_s_ = 0;   // if every expert were read
+  double expert_token_s_ = 0;
+  double log_miss_ = 0;        // log of the chance that a token passes an expert by
+  double round_s_ = 0;         // overheads, collective and hop latencies
+  double token_s_ = 0;         // collective and hop bytes, per token of a micro-batch
+  double sequence_s_ = 0;
+  PerToken decode_s_;
+  PerToken prefill_s_;
+  PerToken kv_bytes_;
+};
+
+}  // namespace cascadia

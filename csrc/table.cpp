@@ -1,0 +1,209 @@
+#include "table.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "parallel.hpp"
+
+namespace cascadia {
+
+StageModel::StageModel(std::span<const Replica> replicas, const LengthCells& cells) : cells_(cells.size()) {
+  const std::size_t padded = (cells_ + 7) / 8 * 8;
+  const auto nodes = std::make_shared<const Nodes>(cells_, padded);
+  least_gpu_s_.assign(cells_, kUnreachable);
+  for (const Replica& replica : replicas) {
+    shapes_.emplace_back(replica, cells, nodes);
+    const LoadModel& shape = shapes_.back();
+    if (!shape.fits()) continue;
+    shape.add_work_bound(least_gpu_s_);
+    if (least_gpus_ == 0 || shape.gpus() < least_gpus_) least_gpus_ = shape.gpus();
+  }
+}
+
+void StageLoad::reset(const StageModel& model, std::span<const double> share, const Traffic& traffic) {
+  model_ = &model;
+  share_ = share;
+  traffic_ = traffic;
+  reach_ = 0;
+  for (const double s : share) reach_ += s;
+  rate_per_s_ = traffic.rate_per_s * reach_;
+  shapes_.resize(model.shapes().size());
+  for (Shape& shape : shapes_) {
+    shape.prepared = false;
+    shape.idle_s = -1;
+    shape.known.clear();
+  }
+}
+
+const Load& StageLoad::load(int shape) {
+  Shape& s = shapes_[static_cast<std::size_t>(shape)];
+  if (!s.prepared) {
+    model_->shapes()[static_cast<std::size_t>(shape)].prepare(share_, s.load);
+    s.prepared = true;
+  }
+  return s.load;
+}
+
+double StageLoad::capacity_per_s(int shape) { return load(shape).capacity_per_s; }
+
+// Splitting a stream at random with probability p moves its squared coefficient of variation towards 1 by p.
+double StageLoad::scv(int replicas) const { return 1 + (traffic_.scv - 1) * reach_ / replicas; }
+
+int StageLoad::least_replicas(int shape) {
+  const double needed = rate_per_s_ / (traffic_.max_utilization * capacity_per_s(shape));
+  return needed < 1e9 ? std::max(1, static_cast<int>(std::ceil(needed))) : 1'000'000'000;
+}
+
+double StageLoad::idle_s(int shape) {
+  Shape& s = shapes_[static_cast<std::size_t>(shape)];
+  if (s.idle_s < 0)
+    s.idle_s = model_->shapes()[static_cast<std::size_t>(shape)].idle_bound_s(share_, traffic_.quantile);
+  return s.idle_s;
+}
+
+double StageLoad::latency_s(int shape, int replicas, Scratch& scratch) {
+  if (replicas < least_replicas(shape)) return kUnreachable;
+  auto& known = shapes_[static_cast<std::size_t>(shape)].known;
+  const auto at = std::lower_bound(known.begin(), known.end(), replicas,
+                                   [](const auto& entry, int wanted) { return entry.first < wanted; });
+  if (at != known.end() && at->first == replicas) return at->second;
+  const auto& model = model_->shapes()[static_cast<std::size_t>(shape)];
+  const double value =
+      model.quantile_s(load(shape), rate_per_s_ / replicas, scv(replicas), traffic_.quantile, scratch);
+  known.emplace(at, replicas, value);
+  return value;
+}
+
+Choice StageLoad::unreached(int gpus) const {
+  if (!traffic_.idle_stage_keeps_replica) return {-1, 0, 0, 0};
+  Choice choice;
+  const auto shapes = model_->shapes();
+  for (std::size_t s = 0; s < shapes.size(); ++s)
+    if (shapes[s].fits() && shapes[s].gpus() <= gpus && (choice.shape < 0 || shapes[s].gpus() < choice.gpus))
+      choice = {static_cast<int>(s), 1, shapes[s].gpus(), 0};
+  return choice;
+}
+
+// Fewest replicas of a shape, at most `most`, that meet the limit; `most` + 1 if none do. p95 falls as replicas are added.
+int StageLoad::fewest(int shape, double limit_s, bool strictly, int most, Scratch& scratch) {
+  const auto meets = [&](double latency_s) { return strictly ? latency_s < limit_s : latency_s <= limit_s; };
+  int lo = least_replicas(shape), hi = most + 1;  // hi meets the limit or is out of range
+  if (lo > most || !meets(idle_s(shape))) return most + 1;
+  for (const auto& [replicas, latency_s] : shapes_[static_cast<std::size_t>(shape)].known) {
+    if (meets(latency_s)) {
+      hi = std::min(hi, replicas);
+      break;
+    }
+    lo = std::max(lo, replicas + 1);
+  }
+  if (lo > most) return most + 1;
+  if (hi > most && !meets(latency_s(shape, most, scratch))) return most + 1;
+  hi = std::min(hi, most);
+  while (lo < hi) {
+    const int mid = lo + (hi - lo) / 2;
+    if (meets(latency_s(shape, mid, scratch)))
+      hi = mid;
+    else
+      lo = mid + 1;
+  }
+  return hi;
+}
+
+Choice StageLoad::need(double limit_s, bool strictly, int gpus, Scratch& scratch) {
+  if (!reached()) return unreached(gpus);
+  Choice found;
+  int budget = gpus;
+  const auto shapes = model_->shapes();
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    if (!shapes[s].fits() || shapes[s].gpus() > budget) continue;
+    const int shape = static_cast<int>(s), most = budget / shapes[s].gpus();
+    const int replicas = fewest(shape, limit_s, strictly, most, scratch);
+    if (replicas > most) continue;
+    const Choice choice{shape, replicas, replicas * shapes[s].gpus(), latency_s(shape, replicas, scratch)};
+    if (found.shape < 0 || choice.gpus < found.gpus || choice.latency_s < found.latency_s) found = choice;
+    budget = found.gpus;
+  }
+  return found;
+}
+
+double StageLoad::best_below(double limit_s, int gpus, Scratch& scratch) {
+  if (!reached()) return unreached(gpus).latency_s;
+  const auto shapes = model_->shapes();
+  const int count = static_cast<int>(shapes.size());
+  double least_s = kUnreachable;
+  for (int turn = 0; turn < count; ++turn) {
+    const int shape = (favourite_ + turn) % count, replicas = gpus / shapes[static_cast<std::size_t>(shape)].gpus();
+    if (!shapes[static_cast<std::size_t>(shape)].fits() || replicas == 0 || idle_s(shape) > limit_s) continue;
+    least_s = std::min(least_s, latency_s(shape, replicas, scratch));
+    if (least_s < limit_s) {
+      favourite_ = shape;
+      break;
+    }
+  }
+  return least_s;
+}
+
+Choice StageLoad::best(int gpus, Scratch& scratch) {
+  if (!reached()) return unreached(gpus);
+  Choice found;
+  const auto shapes = model_->shapes();
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    const int replicas = gpus / shapes[s].gpus();
+    if (!shapes[s].fits() || replicas == 0 || idle_s(static_cast<int>(s)) > found.latency_s) continue;
+    const Choice choice{static_cast<int>(s), replicas, replicas * shapes[s].gpus(),
+                        latency_s(static_cast<int>(s), replicas, scratch)};
+    if (choice.latency_s < found.latency_s ||
+        (choice.latency_s == found.latency_s && found.shape >= 0 && choice.gpus < found.gpus))
+      found = choice;
+  }
+  return found;
+}
+
+std::vector<Choice> latency_table(const StageModel& model, std::span<const double> share, const Traffic& traffic,
+                                  int gpus, int threads, const std::function<bool()>& interrupted) {
+  StageLoad stage;
+  stage.reset(model, share, traffic);
+  std::vector<Choice> table(static_cast<std::size_t>(gpus) + 1);
+  if (!stage.reached()) {
+    Scratch scratch;
+    for (int f = 0; f <= gpus; ++f) table[static_cast<std::size_t>(f)] = stage.need(0, false, f, scratch);
+    return table;
+  }
+  struct Block {
+    int shape, begin, end;
+  };
+  std::vector<Block> blocks;  // runs of replica counts of one shape
+  constexpr int kBlock = 64;
+  for (std::size_t s = 0; s < model.shapes().size(); ++s) {
+    if (!model.shapes()[s].fits()) continue;
+    // The load is prepared here once and then only read.
+    const int least = stage.least_replicas(static_cast<int>(s)), most = gpus / model.shapes()[s].gpus();
+    for (int begin = least; begin <= most; begin += kBlock)
+      blocks.push_back({static_cast<int>(s), begin, std::min(begin + kBlock, most + 1)});
+  }
+  std::vector<std::vector<double>> latency(blocks.size());
+  std::vector<Scratch> scratch(static_cast<std::size_t>(std::max(threads, 1)));
+  parallel_for(
+      blocks.size(), threads,
+      [&](std::size_t b, std::size_t thread) {
+        const Block& block = blocks[b];
+        const LoadModel& shape = model.shapes()[static_cast<std::size_t>(block.shape)];
+        const Load& load = stage.load(block.shape);
+        for (int replicas = block.begin; replicas < block.end; ++replicas)
+          latency[b].push_back(shape.quantile_s(load, stage.rate_per_s() / replicas, stage.scv(replicas),
+                                                traffic.quantile, scratch[thread]));
+      },
+      interrupted);
+  for (std::size_t b = 0; b < blocks.size(); ++b)
+    for (int replicas = blocks[b].begin; replicas < blocks[b].end; ++replicas) {
+      const int g = model.shapes()[static_cast<std::size_t>(blocks[b].shape)].gpus() * replicas;
+      const double value = latency[b][static_cast<std::size_t>(replicas - blocks[b].begin)];
+      Choice& entry = table[static_cast<std::size_t>(g)];
+      if (value < entry.latency_s) entry = {blocks[b].shape, replicas, g, value};
+    }
+  for (std::size_t f = 1; f < table.size(); ++f)  // GPUs may stay idle
+    if (!(table[f].latency_s < table[f - 1].latency_s)) table[f] = table[f - 1];
+  return table;
+}
+
+}  // namespace cascadia

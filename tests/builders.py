@@ -1,0 +1,139 @@
+"""Plans made by hand, for tests that need one but no planner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from cascadia_fast.blueprint import (
+    Calibration,
+    HighsProof,
+    Iteration,
+    JudgePlan,
+    Plan,
+    PlannedWorkload,
+    Pool,
+    Predicted,
+    Provenance,
+    ReplicaGroup,
+    Routing,
+    SingleModel,
+    SolverReport,
+    StagePlan,
+)
+from cascadia_fast.placement import Replica, place
+
+
+def group(count: int, tp: int, pp: int, nodes: tuple[Replica, ...], share: float = 1.0) -> ReplicaGroup:
+    return ReplicaGroup(
+        count=count,
+        gpu="h100-sxm-80gb",
+        pool="h100-sxm-80gb",
+        tp=tp,
+        pp=pp,
+        ep=1,
+        share=share,
+        capacity_per_s=0.4,
+        nodes=nodes,
+        max_num_seqs=256,
+        max_batched_tokens=8192,
+        max_model_len=131072,
+    )
+
+
+def deepseek_plan(**changes: Any) -> Plan:
+    """The paper's cascade on 4 nodes of 8 H100, with numbers of the right size; `changes` replace its fields."""
+    placement = place([(0, 1, 1, 1), (1, 1, 4, 1), (1, 2, 1, 1), (2, 1, 4, 5)], gpus=32, gpus_per_node=8)
+    small, large_tp, large_dp, huge = placement.replicas
+    stages = (
+        StagePlan(
+            0, "deepseek-r1-distill-qwen-7b", "bf16", "bf16", 1, 1.0, 1.5, 61.2, 0.71, 40.5, (group(1, 1, 1, small),)
+        ),
+        StagePlan(
+            index=1,
+            model="deepseek-r1-distill-llama-70b",
+            weights="bf16",
+            kv_dtype="bf16",
+            gpus=6,
+            reach=0.64705,
+            rate_per_s=0.97,
+            p95_s=88.4,
+            utilization=0.84,
+            mean_batch=22.25,
+            replicas=(group(1, 4, 1, large_tp, 0.6), group(2, 1, 1, large_dp, 0.4)),
+        ),
+        StagePlan(2, "deepseek-r1", "int4", "bf16", 20, 0.47, 0.7, 135.0, 0.9, 61.0, (group(1, 4, 5, huge),)),
+    )
+    fields: dict[str, Any] = {
+        "status": "optimal",
+        "objective": "max_stage_p95",
+        "latency_s": 135.0,
+        "q_min": 80.0,
+        "max_utilization": 0.9,
+        "paper_strict": False,
+        "predicted": Predicted(135.0, 92.5, 241.7, 1.9, 80.392, (74.1, 86.0), 2.71, 64.8),
+        "routing": Routing("cascade", (87.0, math.inf), ((86.0, 88.0), (None, math.inf))),
+        "stages": stages,
+        "skipped_models": (),
+        "judge": JudgePlan("external", 0.27, 0.0, None),
+        "idle_gpus": placement.idle,
+        "pools": (Pool("h100-sxm-80gb", "h100-sxm-80gb", 32, 8, 2.4),),
+        "workload": PlannedWorkload(51, 51.0, 1.5, "mean", 1.0, 1.09, {"1": 1.4, "10": 4.5, "60": 16.0}),
+        "best_single_model": SingleModel("deepseek-r1", 32, 180.0, 86.3, 76.8, True),
+        "solver": SolverReport(
+            method="exact",
+            certificate="optimal for this model, this grid and this sample",
+            levels=(102, 102),
+            distinct_routings=203,
+            evaluated=18,
+            pruned=185,
+            bound=135.0,
+            gap=0.0,
+            seconds=0.0042,
+            highs=HighsProof("optimal", 135.0, 3, 0.0005),
+        ),
+        "calibration": Calibration("roofline-2026-11", "provisional"),
+        "provenance": Provenance("0.1.0", {"cascade.yaml": "0" * 64}, {"h100-sxm-80gb": "data sheet"}),
+        "warnings": ("arrivals are bursty: dispersion 16 over 60 s",),
+    }
+    return Plan(**{**fields, **changes})
+
+
+def one_stage_plan(**changes: Any) -> Plan:
+    """The smallest plan there is: one model, no thresholds, latency unknown."""
+    (replicas,) = place([(0, 1, 1, 1)], gpus=1, gpus_per_node=1).replicas
+    return deepseek_plan(
+        **{
+            "status": "unstable",
+            "latency_s": None,
+            "predicted": Predicted(None, None, None, None, 61.0, (60.0, 62.0), 0.5, None),
+            "routing": Routing("cascade", (), ()),
+            "stages": (
+                StagePlan(0, "tiny", "bf16", "bf16", 1, 1.0, 1.5, None, 1.2, None, (group(1, 1, 1, replicas),)),
+            ),
+            "skipped_models": ("deepseek-r1",),
+            "idle_gpus": (),
+            "best_single_model": None,
+            "warnings": (),
+            **changes,
+        }
+    )
+
+
+def alternating_report() -> SolverReport:
+    """Two rounds of the paper's loop, the first of them overloaded."""
+    return SolverReport(
+        method="alternating",
+        certificate="none: the gap of the alternating method is unknown",
+        levels=(102, 102),
+        distinct_routings=203,
+        evaluated=406,
+        pruned=0,
+        bound=None,
+        gap=None,
+        seconds=0.01,
+        trace=(
+            Iteration((50.0, math.inf), (1, 6, 20), None, 82.0, None),
+            Iteration((87.0, 90.0), (1, 7, 24), 140.0, 80.4, 140.0),
+        ),
+    )

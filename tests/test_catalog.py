@@ -1,0 +1,501 @@
+"""Catalog names, the numbers behind them, and the reading of any Hugging Face config."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascadia_fast import catalog
+from cascadia_fast.architecture import ArchitectureSpec, native_weights_from_config
+from cascadia_fast.catalog import architecture_from_config, gpu, gpu_names, model, model_from_config, model_names
+from cascadia_fast.errors import CascadiaError, InputError, UnsupportedError
+
+LLAMA: dict[str, object] = {
+    "model_type": "llama",
+    "num_hidden_layers": 32,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+EXPERTS: dict[str, object] = {"num_experts": 64, "num_experts_per_tok": 8, "moe_intermediate_size": 1024}
+
+
+def parameters(a: ArchitectureSpec, experts: int | None = None) -> float:
+    """Weights of a model in billions, norms and biases left out; with `experts` only so many of each layer count."""
+    if a.kv_lora_rank:
+        query = a.hidden * a.q_lora_rank + a.q_lora_rank * a.heads * a.head_dim
+        query = query or a.hidden * a.heads * a.head_dim
+        key_value = a.hidden * (a.kv_lora_rank + a.qk_rope_dim)
+        key_value += a.kv_lora_rank * a.heads * (a.qk_nope_dim + a.v_head_dim)
+        attention = query + key_value + a.heads * a.v_head_dim * a.hidden
+    else:
+        attention = 2 * a.hidden * a.head_dim * (a.heads + a.kv_heads)
+    matrices = 3 if a.gated else 2
+    width = (a.experts if experts is None else experts) * a.expert_intermediate + a.shared_intermediate
+    sparse = (a.layers - a.dense_layers) * a.hidden * (matrices * width + a.experts)
+    dense = a.dense_layers * a.hidden * matrices * a.dense_intermediate
+    embeddings = a.vocab * a.hidden * (1 if a.tied_embeddings else 2)
+    return (a.layers * attention + dense + sparse + embeddings) / 1e9
+
+
+# Total parameters in billions, as the publishers state them.
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("llama-3-8b", 8.03),
+        ("llama-3-70b", 70.6),
+        ("llama-3.1-8b", 8.03),
+        ("llama-3.1-70b", 70.6),
+        ("llama-3.1-405b", 406),
+        ("llama-4-scout", 108),
+        ("llama-4-maverick", 401),
+        ("deepseek-r1", 671),
+        ("deepseek-v3", 671),
+        ("deepseek-v3.2", 671),
+        ("deepseek-r1-distill-qwen-1.5b", 1.78),
+        ("deepseek-r1-distill-qwen-7b", 7.62),
+        ("deepseek-r1-distill-qwen-14b", 14.8),
+        ("deepseek-r1-distill-qwen-32b", 32.8),
+        ("deepseek-r1-distill-llama-8b", 8.03),
+        ("deepseek-r1-distill-llama-70b", 70.6),
+        ("qwen2.5-7b", 7.62),
+        ("qwen2.5-14b", 14.8),
+        ("qwen2.5-32b", 32.8),
+        ("qwen2.5-72b", 72.7),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-1.7b", 1.72),
+        ("qwen3-8b", 8.19),
+        ("qwen3-32b", 32.8),
+        ("qwen3-30b-a3b", 30.5),
+        ("qwen3-235b-a22b", 235),
+        ("mixtral-8x7b", 46.7),
+        ("mixtral-8x22b", 140.6),
+        ("gpt-oss-20b", 20.9),
+        ("gpt-oss-120b", 116.8),
+        ("kimi-k2", 1026),
+        ("minimax-m2.5", 229),
+        ("glm-5-fp8", 744),
+    ],
+)
+def test_catalog_sizes_give_the_published_parameter_counts(name: str, total: float) -> None:
+    assert parameters(model(name).architecture) == pytest.approx(total, rel=0.004)
+
+
+@pytest.mark.parametrize(
+    ("name", "active"), [("deepseek-r1", 37), ("qwen3-30b-a3b", 3.3), ("qwen3-235b-a22b", 22), ("mixtral-8x7b", 12.9)]
+)
+def test_catalog_experts_give_the_published_active_parameters(name: str, active: float) -> None:
+    spec = model(name).architecture
+    assert parameters(spec, spec.experts_per_token) == pytest.approx(active, rel=0.03)
+
+
+@pytest.mark.parametrize("name", gpu_names())
+def test_gpu_figures_are_complete_and_plausible(name: str) -> None:
+    spec = gpu(name)
+    assert spec.name == name
+    assert 30 * 2**30 < spec.memory_bytes < 300 * 2**30
+    assert 0.5e12 < spec.bandwidth_bytes_per_s < 10e12
+    assert 300e12 < spec.bf16_flops_per_s < 3e15
+    assert spec.fp8_flops_per_s is None or spec.fp8_flops_per_s == pytest.approx(2 * spec.bf16_flops_per_s, rel=0.02)
+    assert 30e9 <= spec.link_bytes_per_s <= 1e12
+    assert 20e9 <= spec.internode_bytes_per_s <= spec.link_bytes_per_s or name == "l40s"
+    assert spec.gpus_per_node in (4, 8)
+    assert spec.price_usd_per_hour is None or 1 < spec.price_usd_per_hour < 10
+    assert 200 < spec.power_w < 1500
+    assert re.search(r"\w.*\(20\d\d-\d\d\)", spec.source)
+
+
+def test_data_files_state_the_origin_of_every_entry() -> None:
+    for table in ("gpus", "models"):
+        for name, entry in catalog._data(table).items():
+            assert entry["source"], name
+            assert re.fullmatch(r"20\d\d-\d\d", entry["date"]), name
+            assert (entry.get("price_usd_per_hour") is None) == (not entry.get("price_source")), name
+
+
+@pytest.mark.parametrize("table", ["gpus", "models"])
+def test_every_alias_names_one_entry(table: str) -> None:
+    spellings: list[tuple[str, str]] = []
+    for name, entry in catalog._data(table).items():
+        checkpoints: Mapping[str, str] = entry.get("checkpoints", {name: ""})
+        assert set(entry["aliases"].values()) <= checkpoints.keys()
+        spellings += [(checkpoint, checkpoint) for checkpoint in checkpoints]
+        spellings += [(known, checkpoint) for checkpoint, known in checkpoints.items() if known]
+        spellings += list(entry["aliases"].items())
+    index: dict[str, str] = {}
+    for spelling, target in spellings:
+        assert index.setdefault(catalog._key(spelling), target) == target, spelling
+        assert (gpu if table == "gpus" else model)(spelling).name == target
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("H100-SXM-80GB", "h100-sxm-80gb"),
+        ("h100", "h100-sxm-80gb"),
+        ("h100_sxm", "h100-sxm-80gb"),
+        ("H200", "h200-sxm-141gb"),
+        ("a100", "a100-sxm-80gb"),
+        ("a100-40gb", "a100-sxm-40gb"),
+        ("L40S", "l40s"),
+        ("B200", "b200"),
+        ("MI300X", "mi300x"),
+    ],
+)
+def test_gpu_spellings(spelling: str, name: str) -> None:
+    assert gpu(spelling).name == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name", "huggingface_id"),
+    [
+        ("Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("meta-llama/Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("llama-3.1-405b", "llama-3.1-405b", "meta-llama/Llama-3.1-405B"),
+        ("llama_3.3_70b", "llama-3.3-70b-instruct", "meta-llama/Llama-3.3-70B-Instruct"),
+        ("deepseek-ai/DeepSeek-R1", "deepseek-r1", "deepseek-ai/DeepSeek-R1"),
+        ("r1-distill-qwen-7b", "deepseek-r1-distill-qwen-7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+        ("qwen2.5-72b-instruct", "qwen2.5-72b-instruct", "Qwen/Qwen2.5-72B-Instruct"),
+        ("mixtral-8x7b-instruct", "mixtral-8x7b-instruct-v0.1", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        ("openai/gpt-oss-120b", "gpt-oss-120b", "openai/gpt-oss-120b"),
+    ],
+)
+def test_model_spellings(spelling: str, name: str, huggingface_id: str) -> None:
+    spec = model(spelling)
+    assert (spec.name, spec.huggingface_id) == (name, huggingface_id)
+    assert name in model_names()
+
+
+def test_checkpoints_of_one_entry_share_their_sizes() -> None:
+    assert model("llama-3.1-8b").architecture == model("llama-3.1-8b-instruct").architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("deepseek-r1", "fp8"),
+        ("gpt-oss-20b", "mxfp4"),
+        ("llama-3.1-8b", "bf16"),
+        ("llama-3.1-70b-fp8", "fp8"),
+        ("qwen3-32b-fp8", "fp8"),
+    ],
+)
+def test_native_weights_of_catalog_models(name: str, weights: str) -> None:
+    assert model(name).native_weights == weights
+
+
+def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"unknown GPU 'h100-sxm-80g'; did you mean 'h100-sxm-80gb'\?"):
+        gpu("h100-sxm-80g")
+    with pytest.raises(InputError, match=r"unknown model 'deepseek-r2'; did you mean 'deepseek-r1'\?"):
+        model("deepseek-r2")
+    with pytest.raises(InputError, match=r"unknown GPU '~'; known are a100"):
+        gpu("~")
+    with pytest.raises(InputError, match=r"unknown model '###'; give a catalog name"):
+        model("###")
+
+
+# ---------------------------------------------------------------------------------------------- reading of configs
+
+
+def test_head_dim_and_kv_heads_default_to_what_hugging_face_assumes() -> None:
+    config = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+    spec = architecture_from_config(config)
+    assert (spec.head_dim, spec.kv_heads) == (128, 32)
+    assert not spec.tied_embeddings
+    assert architecture_from_config(LLAMA | {"head_dim": 64}).head_dim == 64
+    assert architecture_from_config(LLAMA | {"tie_word_embeddings": True}).tied_embeddings
+    assert architecture_from_config(LLAMA | {"model_type": "gemma2"}).tied_embeddings
+
+
+def test_nested_text_config_is_read_and_inherits() -> None:
+    outer = {"model_type": "vision", "hidden_size": 1152, "quantization_config": {"quant_method": "fp8"}}
+    config = outer | {"text_config": LLAMA}
+    assert architecture_from_config(config) == architecture_from_config(LLAMA)
+    assert native_weights_from_config(config) == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("fields", "dense_layers"),
+    [
+        ({}, 0),
+        ({"first_k_dense_replace": 3}, 3),
+        ({"first_k_dense_replace": 1, "moe_layer_freq": 1}, 1),
+        ({"first_k_dense_replace": 1, "moe_layer_freq": 2}, 17),
+        ({"moe_layer_freq": [0] * 5 + [1] * 27}, 5),
+        ({"decoder_sparse_step": 2}, 16),
+        ({"decoder_sparse_step": 1, "mlp_only_layers": [0, 7, 31]}, 3),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [1, 2]}, 17),
+        ({"interleave_moe_layer_step": 2}, 16),
+        ({"moe_layers": [3, 7, 11]}, 29),
+        ({"mlp_layer_types": ["dense"] * 4 + ["sparse"] * 28}, 4),
+        ({"moe_layer_start_index": 4, "moe_layer_interval": 1}, 4),
+        ({"num_experts": 1}, 32),
+        ({"num_experts": 0}, 32),
+        ({"first_k_dense_replace": 40}, 32),
+    ],
+)
+def test_sparse_layers_in_the_words_of_each_family(fields: dict[str, object], dense_layers: int) -> None:
+    spec = architecture_from_config(LLAMA | EXPERTS | fields)
+    assert spec.dense_layers == dense_layers
+    assert spec.dense_intermediate == (14336 if dense_layers else 0)
+    assert spec.experts == (64 if dense_layers < 32 else 0)
+    assert spec.expert_intermediate == (1024 if dense_layers < 32 else 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "width"),
+    [
+        ({}, 0),
+        ({"n_shared_experts": 2}, 2048),
+        ({"n_shared_experts": 0}, 0),
+        ({"shared_expert_intermediate_size": 5632}, 5632),
+        ({"shared_intermediate_size": 0}, 0),
+        ({"model_type": "llama4_text"}, 1024),
+    ],
+)
+def test_shared_experts(fields: dict[str, object], width: int) -> None:
+    assert architecture_from_config(LLAMA | EXPERTS | fields).shared_intermediate == width
+
+
+@pytest.mark.parametrize(
+    ("fields", "window", "layers"),
+    [
+        ({"sliding_window": None}, 0, 0),
+        ({"sliding_window": 4096}, 4096, 32),
+        ({"sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"] * 16}, 128, 16),
+        ({"sliding_window": 128, "layer_types": ["full_attention"] * 32}, 0, 0),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": False}, 0, 0),
+        ({"model_type": "qwen2", "sliding_window": 4096}, 0, 0),
+        (
+            {"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 20},
+            4096,
+            12,
+        ),
+        ({"model_type": "gemma2", "sliding_window": 4096}, 4096, 16),
+        ({"model_type": "gemma3_text", "sliding_window": 1024}, 1024, 27),
+        ({"sliding_window": 1024, "sliding_window_pattern": 4}, 1024, 24),
+        ({"attention_chunk_size": 8192}, 8192, 24),
+        ({"attention_chunk_size": 8192, "no_rope_layers": [1, 1, 1, 0] * 8}, 8192, 24),
+        ({"attention_chunk_size": 8192, "layer_types": ["chunked_attention"] * 30 + ["full_attention"] * 2}, 8192, 30),
+    ],
+)
+def test_windowed_layers_in_the_words_of_each_family(fields: dict[str, object], window: int, layers: int) -> None:
+    spec = architecture_from_config(LLAMA | fields)
+    assert (spec.window, spec.windowed_layers) == (window, layers)
+
+
+def test_latent_attention_without_query_compression() -> None:
+    # DeepSeek-V2-Lite as published: 15.7 billion parameters.
+    config = {
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 27,
+        "hidden_size": 2048,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "intermediate_size": 10944,
+        "vocab_size": 102400,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 1408,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "q_lora_rank": None,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+    }
+    spec = architecture_from_config(config)
+    assert (spec.q_lora_rank, spec.head_dim, spec.shared_intermediate) == (0, 192, 2816)
+    assert parameters(spec) == pytest.approx(15.7, rel=0.004)
+
+
+def test_old_field_names_and_two_matrix_feed_forward() -> None:
+    # GPT-2 XL: 1.56 billion parameters, of which its position embeddings (not counted here) are 1.6 million.
+    config = {"model_type": "gpt2", "n_layer": 48, "n_embd": 1600, "n_head": 25, "vocab_size": 50257, "n_inner": None}
+    spec = architecture_from_config(config)
+    assert not spec.gated
+    assert spec.tied_embeddings
+    assert parameters(spec) == pytest.approx(1.56, rel=0.004)
+    falcon = {"model_type": "falcon", "multi_query": True, "num_hidden_layers": 32, "hidden_size": 4544}
+    assert architecture_from_config(falcon | {"num_attention_heads": 71, "vocab_size": 65024}).kv_heads == 1
+
+
+@pytest.mark.parametrize(
+    ("quantization", "weights"),
+    [
+        (None, "bf16"),
+        ({"quant_method": "fp8"}, "fp8"),
+        ({"quant_method": "fbgemm_fp8"}, "fp8"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "gptq", "bits": 4}, "int4"),
+        ({"quant_method": "awq", "bits": 4}, "int4"),
+        ({"quant_method": "gptq", "bits": 8}, "int8"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+            },
+            "int4",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "float"}}},
+            },
+            "fp8",
+        ),
+        ({"quant_method": "hqq"}, "hqq"),
+    ],
+)
+def test_native_weights_from_quantization_config(quantization: dict[str, object] | None, weights: str) -> None:
+    assert native_weights_from_config(LLAMA | {"quantization_config": quantization}) == weights
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_size": None}, r"the model config has no field hidden_size"),
+        ({"num_hidden_layers": 0}, r"num_hidden_layers is 0; it must be at least 1"),
+        ({"num_hidden_layers": -2}, r"num_hidden_layers is -2; it must lie between"),
+        ({"num_hidden_layers": 10**6}, r"at most 10000 layers"),
+        ({"vocab_size": "many"}, r"vocab_size is 'many'; it must be a whole number"),
+        ({"vocab_size": 10**12}, r"vocab_size is 1000000000000; it must lie between"),
+        ({"vocab_size": True}, r"vocab_size is True; it must be a whole number"),
+        ({"intermediate_size": 2.5}, r"intermediate_size is 2.5; it must be a whole number"),
+        ({"intermediate_size": float("nan")}, r"intermediate_size is nan; it must be a whole number"),
+        ({"intermediate_size": None}, r"has no field intermediate_size"),
+        ({"num_key_value_heads": 5}, r"32 attention heads are not a multiple of 5 key/value heads"),
+        ({"num_attention_heads": 24}, r"hidden_size 4096 is not a multiple of 24 heads; add head_dim"),
+        ({"num_experts": 8}, r"has no field num_experts_per_tok"),
+        (EXPERTS | {"num_experts_per_tok": 65}, r"a token visits 65 experts, but there are only 64"),
+        ({"kv_lora_rank": 512}, r"has no field qk_nope_head_dim"),
+        ({"tie_word_embeddings": "no"}, r"tie_word_embeddings is 'no'; it must be true or false"),
+        ({"layer_types": "full_attention"}, r"layer_types is 'full_attention'; it must be a list of strings"),
+    ],
+)
+def test_bad_fields_get_one_sentence(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        architecture_from_config(LLAMA | fields)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"layer_types": ["linear_attention"] * 32},
+        {"linear_num_key_heads": 16},
+        {"linear_attn_config": {"num_heads": 32}},
+        {"hybrid_override_pattern": "M-M*"},
+        {"attn_type_list": [0] * 7 + [1]},
+        {"is_encoder_decoder": True},
+    ],
+)
+def test_models_without_a_kv_cache_per_layer_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(UnsupportedError, match="can be planned"):
+        architecture_from_config(LLAMA | fields)
+
+
+def test_full_attention_in_every_layer_is_not_refused() -> None:
+    assert architecture_from_config(LLAMA | {"attn_type_list": [1] * 32, "is_encoder_decoder": False}).layers == 32
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**10) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = (
+    "quantization_config text_config layer_types sliding_window moe_layer_freq first_k_dense_replace mlp_only_layers "
+    "moe_layers head_dim kv_lora_rank attention_chunk_size"
+)
+
+
+@given(st.dictionaries(st.sampled_from([*LLAMA, *EXPERTS, *FIELDS.split()]), json_values, max_size=4))
+def test_any_config_is_read_or_refused_with_a_sentence(fields: dict[str, object]) -> None:
+    refusal = ""
+    try:
+        spec = architecture_from_config(LLAMA | fields)
+        native_weights_from_config(LLAMA | fields)
+    except CascadiaError as error:
+        refusal = str(error)
+    if refusal:
+        assert refusal.count("\n") == 0
+        return
+    assert spec.layers >= max(1, spec.dense_layers, spec.windowed_layers)
+    assert min(spec.hidden, spec.heads, spec.kv_heads, spec.head_dim, spec.vocab) >= 1
+    assert spec.heads % spec.kv_heads == 0
+    assert (spec.experts > 0) == (spec.dense_layers < spec.layers)
+    assert spec.experts_per_token <= spec.experts
+    assert (spec.window > 0) == (spec.windowed_layers > 0)
+
+
+# ------------------------------------------------------------------------------------------------ files as models
+
+
+def test_a_config_file_works_as_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "My-Model" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(LLAMA | {"_name_or_path": "acme/My-Model"}))
+    spec = model(path)
+    assert (spec.name, spec.huggingface_id) == ("my-model", "acme/My-Model")
+    assert (spec.native_weights, spec.max_model_len) == ("bf16", 131072)
+    assert spec.architecture == model("llama-3.1-8b").architecture
+    assert re.fullmatch(r"config.json, sha256 [0-9a-f]{64}", spec.source)
+    assert model("My-Model/config.json", base_dir=tmp_path) == spec
+    assert model(str(path)) == model_from_config(str(path)) == spec
+
+
+def test_a_local_path_is_not_taken_for_a_huggingface_id(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(LLAMA | {"_name_or_path": "/models/llama"}))
+    assert (model(path).name, model(path).huggingface_id) == ("mine", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[1, 2]", "a Hugging Face config.json is one JSON object"),
+        (b"null", "a Hugging Face config.json is one JSON object"),
+        (b"{}", "has no field num_hidden_layers"),
+        (b"[" * 100_000, "is not JSON"),
+    ],
+)
+def test_malformed_files_get_one_sentence(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        model(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_files_and_folders_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"is a directory; give the config\.json inside it"):
+        model(tmp_path)
+    with pytest.raises(InputError, match="cannot be read: No such file or directory"):
+        model("./nowhere/config.json", base_dir=tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        model("x" * 5000 + ".json")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA | {"max_position_embeddings": None}))
+    with pytest.raises(InputError, match="has no field max_position_embeddings"):
+        model(path)
