@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cascadia_fast import _core
@@ -14,10 +14,7 @@ MAX_ROUNDS = 100
 
 @dataclass(frozen=True)
 class Round:
-    """One round: the routing, the best deployment found for it, and the objective of the two together.
-
-    `latency_s` and `objective` are infinite where the deployment cannot carry the routing.
-    """
+    """One round: the routing, the best deployment found for it, and the objective of the two together."""
 
     routing: int
     deployment: tuple[_core.Choice, ...]
@@ -34,7 +31,7 @@ class Settings:
     start
         Routing to begin with.
     patience
-        K: rounds without a better objective before it stops.
+        K: rounds without a better objective before it stops. It stops at once where a round would repeat itself.
     mu_s
         Weight of a whole span of missing quality, in seconds; None: ten times the latency of the start.
     span
@@ -48,22 +45,18 @@ class Settings:
 
 
 def alternate(
-    search: _core.CascadeSearch,
-    lighter: Callable[[float], _core.CascadeSearch],
-    grid: RoutingGrid,
-    gpus: int,
-    q_min: float,
-    settings: Settings,
+    search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings
 ) -> tuple[Round | None, list[Round]]:
     """Return the best round whose routing meets the floor (None: there was none), and all rounds.
+
+    The loop can settle below the floor, or at a routing that no deployment carries: each deployment suits the last
+    routing and may overload every better one. It then goes on, once, from the routing that meets the floor with the
+    least load.
 
     Parameters
     ----------
     search
         The workload on the fleet.
-    lighter
-        The same with the rate scaled by a factor below 1: a routing whose load does not fit is deployed for the
-        largest halving of the rate that does, so that the loop can route its way out.
     grid
         The routings.
     gpus, q_min
@@ -71,38 +64,39 @@ def alternate(
     settings
         Start, patience, mu and span.
     """
-    mu_s = settings.mu_s
+    rounds = _run(search, grid, gpus, q_min, settings)
+    best = _best_met(rounds, grid, q_min)
+    lightest = search.lightest(q_min)
+    if best is None and lightest >= 0:
+        rounds += _run(search, grid, gpus, q_min, dataclasses.replace(settings, start=lightest))
+        best = _best_met(rounds, grid, q_min)
+    return best, rounds
+
+
+def _run(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings) -> list[Round]:
     rounds: list[Round] = []
     routing, stale, best_objective = settings.start, 0, math.inf
+    mu_s = settings.mu_s
     while len(rounds) < MAX_ROUNDS and stale < settings.patience:
-        deployment, latency_s = _deploy(search, lighter, routing, gpus)
+        deployment = search.deploy(routing, gpus)
         if not deployment:
             break
-        if mu_s is None and math.isfinite(latency_s):
-            mu_s = 10 * latency_s
-        objective = float(chebyshev(latency_s, _quality(grid, routing), q_min, mu_s or 0.0, settings.span))
+        latency_s = max(choice.latency_s for choice in deployment)
+        mu_s = 10 * latency_s if mu_s is None else mu_s
+        objective = float(chebyshev(latency_s, _quality(grid, routing), q_min, mu_s, settings.span))
         rounds.append(Round(routing, tuple(deployment), latency_s, objective))
         stale = 0 if objective < best_objective else stale + 1
         best_objective = min(best_objective, objective)
-        # Without a finite latency yet, any positive weight orders routings by quality first, then by latency.
-        routing = search.route(deployment, q_min, mu_s or 1e6, settings.span).routing
-    met = [r for r in rounds if math.isfinite(r.latency_s) and _quality(grid, r.routing) >= q_min - 1e-9]
-    return min(met, key=lambda r: r.latency_s, default=None), rounds
+        following = search.route(deployment, q_min, mu_s, settings.span).routing
+        if following == routing:  # a fixed point: every later round would repeat this one
+            break
+        routing = following
+    return rounds
 
 
-def _deploy(
-    search: _core.CascadeSearch, lighter: Callable[[float], _core.CascadeSearch], routing: int, gpus: int
-) -> tuple[Sequence[_core.Choice], float]:
-    deployment = search.deploy(routing, gpus)
-    if deployment:
-        return deployment, max(choice.latency_s for choice in deployment)
-    factor = 1.0
-    while factor > 1e-6:
-        factor /= 2
-        deployment = lighter(factor).deploy(routing, gpus)
-        if deployment:
-            return deployment, math.inf
-    return (), math.inf
+def _best_met(rounds: list[Round], grid: RoutingGrid, q_min: float) -> Round | None:
+    met = [step for step in rounds if _quality(grid, step.routing) >= q_min - 1e-9]
+    return min(met, key=lambda step: step.latency_s, default=None)
 
 
 def _quality(grid: RoutingGrid, routing: int) -> float:

@@ -16,8 +16,8 @@ from cascadia_fast.profile import efficiency_for, profile
 if TYPE_CHECKING:
     from cascadia_fast.problem import Problem, Stage
 
-# Beyond four times the smallest engine that holds a model, deeper pipelines only add hops; measured on the benchmark
-# cases, no optimum used one. It keeps the shapes of a 7B model at 9 and of a 671B model at 35.
+# Engines up to four times the smallest that holds the model. Measured on both benchmark cases at 20 to 256 GPUs, 160
+# problems: eight times improves the objective by at most 1.3 %, two and a half times worsens it by up to 10 %.
 LARGEST_OVER_SMALLEST = 4
 
 

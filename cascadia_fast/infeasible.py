@@ -14,9 +14,9 @@ from cascadia_fast.routing import RoutingGrid
 
 def check_floor(grid: RoutingGrid, q_min: float) -> None:
     """Raise `QualityUnreachableError` when no routing reaches the floor of quality."""
-    combinations = [grid.combination(routing) for routing in range(grid.distinct)]
-    best = int(np.argmax(grid.quality[combinations]))
-    best_quality = float(grid.quality[combinations[best]])
+    quality = grid.quality[grid.combinations]
+    best = int(np.argmax(quality))
+    best_quality = float(quality[best])
     if best_quality >= q_min - 1e-9:
         return
     thresholds = grid.thresholds(best)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +113,7 @@ class Planner:
         task = self._task(gpus, q_min, rate_per_s, method, workload)
         grid = routing_grid(task.workload.requests)
         check_floor(grid, task.q_min)
-        search = self._search(task, grid, 1.0)
+        search = self._search(task, grid)
         answer = (
             self._exact(task, grid, search, previous) if task.method == "exact" else self._alternate(task, grid, search)
         )
@@ -142,7 +141,7 @@ class Planner:
         return draft_plan(draft, lambda: time.perf_counter() - started_s)
 
     def replan(self, workload: Workload, previous: Plan) -> Plan:
-        """Return the best plan for new traffic on the previous plan's number of GPUs and floor, ties kept close to it."""
+        """Return the best plan for new traffic on the previous plan's GPUs and floor; ties are kept close to it."""
         return self.plan(gpus=previous.pool_gpus, q_min=previous.q_min, workload=workload, previous=previous)
 
     def _task(
@@ -175,11 +174,12 @@ class Planner:
             raise InputError(f"method is {method!r}; use {' or '.join(METHODS)}")
         if method == "exact" and len(models) > EXACT_STAGES:
             raise InputError(
-                f"method exact plans up to {EXACT_STAGES} stages and the cascade has {len(models)}; use method alternating"
+                f"method exact plans up to {EXACT_STAGES} stages and the cascade has {len(models)}; "
+                "use method alternating"
             )
         return Task(workload, gpus, q_min, method, goal.paper_strict, goal.max_utilization)
 
-    def _search(self, task: Task, grid: RoutingGrid, rate_scale: float) -> _core.CascadeSearch:
+    def _search(self, task: Task, grid: RoutingGrid) -> _core.CascadeSearch:
         workload = task.workload
         return _core.CascadeSearch(
             replicas=[list(stage.replicas) for stage in self.fleet],
@@ -189,7 +189,7 @@ class Planner:
             levels=[len(levels) for levels in grid.levels],
             routings=grid.routings,
             traffic=_core.Traffic(
-                rate_per_s=workload.rate_per_s * rate_scale,
+                rate_per_s=workload.rate_per_s,
                 scv=workload.cv**2,
                 max_utilization=task.max_utilization,
                 idle_stage_keeps_replica=task.paper_strict,
@@ -210,10 +210,8 @@ class Planner:
     def _alternate(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch) -> Answer:
         requests = task.workload.requests
         start = grid.routing_of(requests, proportional_start(requests, grid.levels)) if grid.levels else 0
-        lighter: Callable[[float], _core.CascadeSearch] = lambda scale: self._search(task, grid, scale)  # noqa: E731
-        best, rounds = alternate(
-            search, lighter, grid, task.gpus, task.q_min, Settings(start=start, span=span_of(requests))
-        )
+        settings = Settings(start=start, span=span_of(requests))
+        best, rounds = alternate(search, grid, task.gpus, task.q_min, settings)
         if best is None:
             reason = self._no_allocation(task, search) if search.least_gpus(task.q_min) > task.gpus else None
             raise reason or NoPlanError(

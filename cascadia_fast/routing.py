@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -59,7 +60,7 @@ class BinnedRequests:
     cells: tuple[LengthCells, ...]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class RoutingGrid:
     """Every combination of threshold levels with what it sends to each stage. All arrays are read-only.
 
@@ -96,10 +97,15 @@ class RoutingGrid:
 
     def combination(self, routing: int) -> int:
         """Return the row of `quality` of a distinct routing."""
-        row = 0
-        for levels, k in zip(self.levels, self.routings[routing], strict=True):
-            row = row * len(levels) + int(k)
-        return row
+        return int(self.combinations[routing])
+
+    @cached_property
+    def combinations(self) -> NDArray[np.intp]:
+        """Shape (R,): the row of `quality` of every distinct routing."""
+        rows = np.zeros(self.distinct, np.intp)
+        for levels, k in zip(self.levels, self.routings.T, strict=True):
+            rows = rows * len(levels) + k
+        return rows
 
     def routing_of(self, requests: ScoredRequests, thresholds: Sequence[float]) -> int:
         """Return the distinct routing that sends the grid's requests where these thresholds do.

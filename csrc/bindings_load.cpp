@@ -10,9 +10,10 @@ using namespace pybind11::literals;
 namespace {
 
 LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out) {
-  require(tokens_in.ndim() == 1 && tokens_out.ndim() == 1 && tokens_in.size() == tokens_out.size() && tokens_in.size() > 0,
-          "Length cells have " + std::to_string(tokens_in.size()) + " prompt and " + std::to_string(tokens_out.size()) +
-              " answer lengths: give two non-empty 1-D arrays of one length.");
+  require(
+      tokens_in.ndim() == 1 && tokens_out.ndim() == 1 && tokens_in.size() == tokens_out.size() && tokens_in.size() > 0,
+      "Length cells have " + std::to_string(tokens_in.size()) + " prompt and " + std::to_string(tokens_out.size()) +
+          " answer lengths: give two non-empty 1-D arrays of one length.");
   LengthCells cells;
   cells.tokens_in.assign(view(tokens_in).begin(), view(tokens_in).end());
   cells.tokens_out.assign(view(tokens_out).begin(), view(tokens_out).end());
@@ -28,9 +29,10 @@ py::array_t<double> latency_quantiles(const Replica& replica, const Floats& toke
                                       const Floats& share, const Floats& rate_per_s, double arrival_scv, double q) {
   const LengthCells cells = cells_of(tokens_in, tokens_out);
   const auto rows = static_cast<std::size_t>(rate_per_s.size());
-  require(share.ndim() == 2 && static_cast<std::size_t>(share.shape(0)) == rows &&
-              static_cast<std::size_t>(share.shape(1)) == cells.size(),
-          "share must have shape (rates, cells) = (" + std::to_string(rows) + ", " + std::to_string(cells.size()) + ").");
+  require(
+      share.ndim() == 2 && static_cast<std::size_t>(share.shape(0)) == rows &&
+          static_cast<std::size_t>(share.shape(1)) == cells.size(),
+      "share must have shape (rates, cells) = (" + std::to_string(rows) + ", " + std::to_string(cells.size()) + ").");
   std::vector<double> result(rows);
   {
     const py::gil_scoped_release release;
@@ -85,7 +87,8 @@ py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in,
 void register_load(py::module_& m) {
   m.def("latency_quantiles", &latency_quantiles, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
         "rate_per_s"_a, "arrival_scv"_a = 1.0, "q"_a = 0.95,
-        "Latency quantile [s] of one replica for each row of `share` (rows, cells) at its rate (rows,); +inf: unstable.\n\n"
+        "Latency quantile [s] of one replica for each row of `share` (rows, cells) at its rate (rows,); +inf: "
+        "unstable.\n\n"
         "tokens_in, tokens_out: (cells,). arrival_scv: squared coefficient of variation of the inter-arrival times.");
   m.def("capacities", &capacities, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
         "Largest stable rate [1/s] of one replica for each row of `share` (rows, cells); 0: a request does not fit.");

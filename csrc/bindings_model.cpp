@@ -190,14 +190,14 @@ void register_architecture(py::module_& m) {
 void register_hardware(py::module_& m) {
   py::class_<Gpu>(m, "Gpu", "Peak figures of one GPU and its links, SI units.")
       .def(py::init(&make_gpu), py::kw_only(), "memory_bytes"_a, "bandwidth_bytes_per_s"_a, "bf16_flops_per_s"_a,
-           "fp8_flops_per_s"_a = py::none(), "int8_ops_per_s"_a = py::none(), "link_bytes_per_s"_a, "internode_bytes_per_s"_a,
+           "fp8_flops_per_s"_a = py::none(), "int8_ops_per_s"_a = py::none(), "link_bytes_per_s"_a,
+           "internode_bytes_per_s"_a,
            "No fp8 or int8 operations: the GPU lacks the format and computes in bf16. Links count one direction.");
   py::class_<Efficiency>(m, "Efficiency", "What an engine reaches of the peaks, for one GPU type and weight format.")
       .def(py::init(&make_efficiency), py::kw_only(), "dense_memory"_a, "dense_compute"_a, "expert_memory"_a,
-           "expert_compute"_a, "attention_memory"_a, "attention_compute"_a, "layer_overhead_s"_a,
-           "expert_overhead_s"_a, "step_overhead_s"_a, "sequence_overhead_s"_a, "allreduce_latency_s"_a,
-           "allreduce_bandwidth"_a, "hop_latency_s"_a, "hop_bandwidth"_a,
-           "Fractions of a peak, or seconds where the name says so.");
+           "expert_compute"_a, "attention_memory"_a, "attention_compute"_a, "layer_overhead_s"_a, "expert_overhead_s"_a,
+           "step_overhead_s"_a, "sequence_overhead_s"_a, "allreduce_latency_s"_a, "allreduce_bandwidth"_a,
+           "hop_latency_s"_a, "hop_bandwidth"_a, "Fractions of a peak, or seconds where the name says so.");
   py::class_<Shape>(m, "Shape", "Parallelism of one engine.")
       .def(py::init<int, int>(), "tp"_a = 1, "pp"_a = 1, "tp GPUs share every layer, pp groups split the layers.")
       .def_readonly("tp", &Shape::tp)
@@ -205,9 +205,8 @@ void register_hardware(py::module_& m) {
       .def_property_readonly("gpus", &Shape::gpus)
       .def(py::self == py::self)
       .def("__hash__", [](const Shape& s) { return py::hash(py::make_tuple(s.tp, s.pp)); })
-      .def("__repr__", [](const Shape& s) {
-        return "Shape(tp=" + std::to_string(s.tp) + ", pp=" + std::to_string(s.pp) + ")";
-      });
+      .def("__repr__",
+           [](const Shape& s) { return "Shape(tp=" + std::to_string(s.tp) + ", pp=" + std::to_string(s.pp) + ")"; });
   py::class_<EngineLimits>(m, "EngineLimits", "What a serving engine is started with.")
       .def(py::init(&make_limits), py::kw_only(), "max_num_seqs"_a = 256, "max_batched_tokens"_a = 8192,
            "memory_utilization"_a = 0.9, "gpus_per_node"_a = 8,

@@ -27,7 +27,8 @@ class BoundSearch {
     require(stages > 0 && cells.size() == stages && share_.size() == stages && levels.size() + 1 == stages,
             "A cascade of " + std::to_string(stages) + " stages needs as many cells and shares, and one level fewer.");
     require(traffic.rate_per_s > 0 && traffic.rate_per_s < kUnreachable && traffic.scv >= 0 &&
-                traffic.max_utilization > 0 && traffic.max_utilization < 1 && traffic.quantile > 0 && traffic.quantile < 1,
+                traffic.max_utilization > 0 && traffic.max_utilization < 1 && traffic.quantile > 0 &&
+                traffic.quantile < 1,
             "Traffic needs a positive finite rate, and utilisation cap and quantile between 0 and 1.");
     std::vector<std::shared_ptr<const StageModel>> models;
     RoutingGrid grid{levels, {}, view(quality_), view(routings_)};
@@ -42,7 +43,8 @@ class BoundSearch {
       grid.share.push_back(view(share_[i]));
       if (i < levels.size()) rows *= levels[i];
     }
-    require(static_cast<std::size_t>(quality_.size()) == rows, "quality must have one entry per threshold combination.");
+    require(static_cast<std::size_t>(quality_.size()) == rows,
+            "quality must have one entry per threshold combination.");
     check_routings(levels);
     search_ = std::make_unique<CascadeSearch>(std::move(models), std::move(grid), traffic);
   }
@@ -80,8 +82,8 @@ py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::siz
   const auto nodes = static_cast<py::ssize_t>(result.nodes);
   const auto cells = static_cast<py::ssize_t>(result.latency_s.size()) / nodes;
   return py::dict("p95_s"_a = result.quantile_s, "reach"_a = result.reach, "capacity_per_s"_a = result.capacity_per_s,
-                  "utilization"_a = result.utilization, "batch_limit"_a = result.batch_limit, "mean_batch"_a = result.mean_batch,
-                  "latency_s"_a = read_only(result.latency_s, {nodes, cells}),
+                  "utilization"_a = result.utilization, "batch_limit"_a = result.batch_limit,
+                  "mean_batch"_a = result.mean_batch, "latency_s"_a = read_only(result.latency_s, {nodes, cells}),
                   "first_token_s"_a = read_only(result.first_token_s, {nodes, cells}));
 }
 
@@ -91,7 +93,8 @@ py::tuple table_of(const BoundSearch& search, std::size_t routing, std::size_t s
   std::vector<Choice> table;
   {
     const py::gil_scoped_release release;
-    table = latency_table(search->stage(stage), search->share(routing, stage), search->traffic(), gpus, threads, signals());
+    table =
+        latency_table(search->stage(stage), search->share(routing, stage), search->traffic(), gpus, threads, signals());
   }
   std::vector<double> latency;
   std::vector<std::int32_t> shape, replicas;
@@ -127,7 +130,8 @@ void register_search(py::module_& m) {
       .def_readonly("pruned_by_load", &ExactResult::pruned_by_load)
       .def_readonly("pruned_by_need", &ExactResult::pruned_by_need)
       .def_readonly("pruned_by_latency", &ExactResult::pruned_by_latency);
-  py::class_<RouteResult>(m, "RouteResult", "What `CascadeSearch.route` found; infinite objective: overload everywhere.")
+  py::class_<RouteResult>(m, "RouteResult",
+                          "What `CascadeSearch.route` found; infinite objective: overload everywhere.")
       .def_readonly("routing", &RouteResult::routing)
       .def_readonly("objective", &RouteResult::objective)
       .def_readonly("latency_s", &RouteResult::latency_s)
@@ -154,7 +158,8 @@ void register_search(py::module_& m) {
             const py::gil_scoped_release release;
             return search->deploy(routing, gpus).stages;
           },
-          "routing"_a, "gpus"_a, "Best deployment of one routing, a Choice per stage; empty when the GPUs do not suffice.")
+          "routing"_a, "gpus"_a,
+          "Best deployment of one routing, a Choice per stage; empty when the GPUs do not suffice.")
       .def(
           "route",
           [](const BoundSearch& search, const std::vector<Choice>& deployment, double quality_floor, double mu_s,
@@ -181,7 +186,8 @@ void register_search(py::module_& m) {
             const py::gil_scoped_release release;
             return search->columns(routing, latency_s, gpus);
           },
-          "routing"_a, "latency_s"_a, "gpus"_a, "GPU counts per stage that can matter to an optimum of at most latency_s.")
+          "routing"_a, "latency_s"_a, "gpus"_a,
+          "GPU counts per stage that can matter to an optimum of at most latency_s.")
       .def(
           "smallest_engine",
           [](const BoundSearch& search, std::size_t stage) {
@@ -206,7 +212,14 @@ void register_search(py::module_& m) {
             const py::gil_scoped_release release;
             return search->least_gpus(quality_floor);
           },
-          "quality_floor"_a, "Fewest GPUs that carry the rate under the utilisation cap; inf: no number does.");
+          "quality_floor"_a, "Fewest GPUs that carry the rate under the utilisation cap; inf: no number does.")
+      .def(
+          "lightest",
+          [](const BoundSearch& search, double quality_floor) {
+            const py::gil_scoped_release release;
+            return search->lightest(quality_floor);
+          },
+          "quality_floor"_a, "The routing that meets the floor with the least load; -1: none meets it.");
 }
 
 }  // namespace cascadia

@@ -41,7 +41,11 @@ std::size_t RoutingGrid::prefix(std::size_t routing, std::size_t stage) const {
 
 CascadeSearch::CascadeSearch(std::vector<std::shared_ptr<const StageModel>> stages, RoutingGrid grid,
                              const Traffic& traffic)
-    : stages_(std::move(stages)), grid_(std::move(grid)), traffic_(traffic), kept_(stages_.size()) {
+    : stages_(std::move(stages)),
+      grid_(std::move(grid)),
+      traffic_(traffic),
+      kept_(stages_.size()),
+      recent_(stages_.size()) {
   for (std::size_t i = 0; i < stages_.size(); ++i)
     work_.emplace_back(grid_.share[i].size() / stages_[i]->cells(), -1.0);
 }
@@ -91,6 +95,8 @@ StageLoad& CascadeSearch::stage_load(std::size_t routing, std::size_t stage) {
   if (!kept) {
     kept = std::make_unique<StageLoad>();
     kept->reset(*stages_[stage], share(routing, stage), traffic_);
+    if (recent_[stage] != nullptr) kept->start_near(*recent_[stage]);
+    recent_[stage] = kept.get();
   }
   return *kept;
 }
@@ -104,21 +110,24 @@ std::vector<StageLoad*> CascadeSearch::loads(std::size_t routing) {
 // Whether the routing can reach the limits, stage by stage: one evaluation per shape of the last stage, no search.
 CascadeSearch::Fit CascadeSearch::fit(std::size_t routing, std::span<const double> limits_s, bool strictly, int gpus) {
   const std::size_t last = stages_.size() - 1;
+  double ahead = 0;  // GPUs that the load of the stages still to come takes at least
+  for (std::size_t i = 0; i <= last; ++i) ahead += work_gpus(i, grid_.prefix(routing, i));
   for (std::size_t i = 0; i < last; ++i) {
+    ahead -= work_gpus(i, grid_.prefix(routing, i));
     const Choice choice = stage_load(routing, i).need(limits_s[i], strictly, gpus, scratch_);
     if (choice.latency_s == kUnreachable) return Fit::too_few_gpus;
     gpus -= choice.gpus;
+    if (ahead > gpus * (1 + 1e-9)) return Fit::too_much_load;
   }
-  if (work_gpus(last, grid_.prefix(routing, last)) > gpus) return Fit::too_much_load;
   const double best_s = stage_load(routing, last).best_below(limits_s[last], gpus, scratch_);
   return best_s < limits_s[last] ? Fit::below : best_s == limits_s[last] ? Fit::equal : Fit::too_slow;
 }
 
-// Whether the routing may be at least as good as the incumbent: all stages below its worst p95, or the same worst p95 at
-// one stage and the others no worse than its next.
-CascadeSearch::Fit CascadeSearch::may_beat(std::size_t routing, const Allocation& incumbent, int gpus) {
-  const std::vector<double> worst = worst_first(incumbent);
-  std::vector<double> limits(stages_.size(), worst[0]);
+// Whether the routing may be at least as good as the incumbent: all stages below its worst p95, or the same worst p95
+// at one stage and the others no worse than its next.
+CascadeSearch::Fit CascadeSearch::may_beat(std::size_t routing, std::span<const double> worst, int gpus) {
+  auto& limits = limits_s_;
+  limits.assign(stages_.size(), worst[0]);
   const Fit strict = fit(routing, limits, true, gpus);
   if (strict == Fit::below || stages_.size() == 1) return strict == Fit::equal ? Fit::below : strict;
   for (std::size_t b = 0; b < stages_.size(); ++b) {
@@ -144,6 +153,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
     return std::make_tuple(worst_first(allocation), -grid_.quality[grid_.prefix(routing, grid_.thresholds())],
                            allocation.gpus(), moved_gpus(allocation, previous_gpus), routing);
   };
+  std::vector<double> worst_s;  // of the incumbent, worst first
   for (std::size_t i = 0; i < order.size(); ++i) {
     stop_if(interrupted, i);
     const auto [bound_gpus, routing] = order[i];
@@ -152,7 +162,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
       break;
     }
     if (result.routing >= 0) {
-      const Fit verdict = may_beat(routing, result.allocation, gpus);
+      const Fit verdict = may_beat(routing, worst_s, gpus);
       if (verdict == Fit::too_few_gpus) ++result.pruned_by_need;
       if (verdict == Fit::too_much_load) ++result.pruned_by_load;
       if (verdict == Fit::too_slow || verdict == Fit::equal) ++result.pruned_by_latency;
@@ -165,6 +175,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
         key(allocation, routing) < key(result.allocation, static_cast<std::uint32_t>(result.routing))) {
       result.allocation = std::move(allocation);
       result.routing = routing;
+      worst_s = worst_first(result.allocation);
     }
   }
   return result;
@@ -292,8 +303,8 @@ double CascadeSearch::gpus_at(std::size_t routing, double scale) {
     for (std::size_t s = 0; s < stages_[i]->shapes().size(); ++s) {
       const LoadModel& shape = stages_[i]->shapes()[s];
       if (!shape.fits()) continue;
-      const double replicas =
-          std::ceil(scale * stage.rate_per_s() / (traffic_.max_utilization * stage.capacity_per_s(static_cast<int>(s))));
+      const double replicas = std::ceil(scale * stage.rate_per_s() /
+                                        (traffic_.max_utilization * stage.capacity_per_s(static_cast<int>(s))));
       least = std::min(least, shape.gpus() * std::max(replicas, 1.0));
     }
     gpus += least;
@@ -330,6 +341,12 @@ double CascadeSearch::least_gpus(double quality_floor) {
     least = std::min(least, gpus_at(routing, 1));
   }
   return least;
+}
+
+std::int64_t CascadeSearch::lightest(double quality_floor) {
+  const std::scoped_lock hold(lock_);
+  const auto order = by_load(quality_floor);
+  return order.empty() ? -1 : static_cast<std::int64_t>(order.front().routing);
 }
 
 }  // namespace cascadia

@@ -67,6 +67,8 @@ class CascadeSearch {
   // GPUs that carry the present rate (+inf: no number does).
   double max_rate_per_s(int gpus, double quality_floor);
   double least_gpus(double quality_floor);
+  // The routing that meets the floor with the least load; -1: none meets it.
+  std::int64_t lightest(double quality_floor);
 
   StageEvaluation evaluate(std::size_t routing, std::size_t stage, int shape, int replicas);
 
@@ -86,7 +88,7 @@ class CascadeSearch {
   std::vector<StageLoad*> loads(std::size_t routing);
   enum class Fit { below, equal, too_few_gpus, too_much_load, too_slow };
   Fit fit(std::size_t routing, std::span<const double> limits_s, bool strictly, int gpus);
-  Fit may_beat(std::size_t routing, const Allocation& incumbent, int gpus);
+  Fit may_beat(std::size_t routing, std::span<const double> worst_s, int gpus);
   double utilization(std::size_t routing, const std::vector<Choice>& deployment);
   double gpus_at(std::size_t routing, double scale);
 
@@ -94,9 +96,11 @@ class CascadeSearch {
   RoutingGrid grid_;
   Traffic traffic_;
   std::vector<std::unordered_map<std::size_t, std::unique_ptr<StageLoad>>> kept_;  // per stage but the last, by prefix
+  std::vector<const StageLoad*> recent_;                                           // per stage: the one made last
   StageLoad last_;
   std::size_t last_prefix_ = static_cast<std::size_t>(-1);
   std::vector<std::vector<double>> work_;  // per stage and prefix; negative: not computed
+  std::vector<double> limits_s_;
   Scratch scratch_;
   std::mutex lock_;
 };

@@ -7,10 +7,10 @@ namespace cascadia {
 
 /// How the parts of a model are divided over the GPUs of one engine. Shares are of the GPU that holds most.
 struct Sharding {
-  int stage_layers = 0;      // layers of the longest pipeline stage
-  double tensor_share = 1;   // matrices split over all tp GPUs
-  double kv_head_share = 1;  // KV heads: replicated once tp exceeds their number
-  double kv_cache_share = 1; // KV cache: as the heads; MLA's compressed cache is whole on every GPU
+  int stage_layers = 0;       // layers of the longest pipeline stage
+  double tensor_share = 1;    // matrices split over all tp GPUs
+  double kv_head_share = 1;   // KV heads: replicated once tp exceeds their number
+  double kv_cache_share = 1;  // KV cache: as the heads; MLA's compressed cache is whole on every GPU
 };
 
 Sharding sharding(const Architecture& a, Shape shape);

@@ -70,22 +70,29 @@ void validate(const Architecture& a) {
 
 double weight_bits(WeightFormat format) {
   switch (format) {
-    case WeightFormat::bf16: return 16.0;
-    case WeightFormat::fp8: return kFp8Bits;
-    case WeightFormat::int8: return kInt8Bits;
+    case WeightFormat::bf16:
+      return 16.0;
+    case WeightFormat::fp8:
+      return kFp8Bits;
+    case WeightFormat::int8:
+      return kInt8Bits;
     case WeightFormat::int4:
-    case WeightFormat::mxfp4: return kFourBits;
+    case WeightFormat::mxfp4:
+      return kFourBits;
   }
   throw std::logic_error("unknown weight format");
 }
 
 ComputeType compute_type(WeightFormat format) {
   switch (format) {
-    case WeightFormat::fp8: return ComputeType::fp8;
-    case WeightFormat::int8: return ComputeType::int8;
+    case WeightFormat::fp8:
+      return ComputeType::fp8;
+    case WeightFormat::int8:
+      return ComputeType::int8;
     case WeightFormat::bf16:
     case WeightFormat::int4:
-    case WeightFormat::mxfp4: return ComputeType::bf16;
+    case WeightFormat::mxfp4:
+      return ComputeType::bf16;
   }
   throw std::logic_error("unknown weight format");
 }
@@ -159,8 +166,7 @@ double weight_bytes(const Architecture& a, const Precision& p) {
 }
 
 double kv_elements(const Architecture& a) {
-  return a.latent_attention() ? static_cast<double>(a.kv_lora_rank) + a.qk_rope_dim
-                              : 2.0 * a.kv_heads * a.head_dim;
+  return a.latent_attention() ? static_cast<double>(a.kv_lora_rank) + a.qk_rope_dim : 2.0 * a.kv_heads * a.head_dim;
 }
 
 double kv_cache_bytes(const Architecture& a, const Precision& p, double context_tokens) {

@@ -12,7 +12,7 @@ struct Architecture {
   int kv_heads = 0;
   int head_dim = 0;
   int vocab = 0;
-  int dense_layers = 0;         // layers whose feed-forward is dense; the others are mixtures of experts
+  int dense_layers = 0;  // layers whose feed-forward is dense; the others are mixtures of experts
   int dense_intermediate = 0;
   int experts = 0;
   int experts_per_token = 0;
@@ -23,10 +23,10 @@ struct Architecture {
   int qk_nope_dim = 0;
   int qk_rope_dim = 0;
   int v_head_dim = 0;
-  int window = 0;               // sliding-window length [tokens] of windowed_layers layers
+  int window = 0;  // sliding-window length [tokens] of windowed_layers layers
   int windowed_layers = 0;
   bool tied_embeddings = false;
-  bool gated = true;            // SwiGLU: three matrices per feed-forward, otherwise two
+  bool gated = true;  // SwiGLU: three matrices per feed-forward, otherwise two
 
   bool latent_attention() const { return kv_lora_rank > 0; }
   int moe_layers() const { return layers - dense_layers; }
@@ -56,10 +56,10 @@ Precision parse_precision(std::string_view weights, std::string_view kv);
 // Parameters of one layer's parts.
 double attention_parameters(const Architecture& a);
 double dense_ffn_parameters(const Architecture& a);
-double expert_parameters(const Architecture& a);         // one routed expert
+double expert_parameters(const Architecture& a);  // one routed expert
 double shared_expert_parameters(const Architecture& a);
 double router_parameters(const Architecture& a);
-double norm_parameters(const Architecture& a);           // both norms of a layer
+double norm_parameters(const Architecture& a);  // both norms of a layer
 
 /// Parameters of the input embedding table; the LM head is another table of this size unless tied.
 double embedding_parameters(const Architecture& a);

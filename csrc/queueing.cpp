@@ -118,9 +118,8 @@ CASCADIA_CLONES double dot(std::size_t n, const double* w, const double* v) {
 }
 
 // r(n) = rate / mu(n), raised to 1/z for bursty arrivals, n = 1..limit; index 0 is unused.
-CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z,
-                                  const double* __restrict unit_rate, const double* __restrict extra,
-                                  double* __restrict ratio, double* __restrict mu) {
+CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z, const double* __restrict unit_rate,
+                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu) {
   for (std::size_t n = 1; n <= limit; ++n) {
     mu[n] = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999));
     ratio[n] = rate / mu[n];
@@ -144,9 +143,7 @@ CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, 
                                 const double* __restrict gauss, double* __restrict latency,
                                 double* __restrict first_token) {
   const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, noise_rate] = constants;
-  const double *__restrict own = cell.own, *__restrict base = cell.base, *__restrict cap = cell.cap,
-                           *__restrict pace_variance = cell.pace_variance, *__restrict floor = cell.floor,
-                           *__restrict ceiling = cell.ceiling;
+  const double* __restrict own = cell.own, * __restrict base = cell.base, * __restrict cap = cell.cap, * __restrict pace_variance = cell.pace_variance, * __restrict floor = cell.floor, * __restrict ceiling = cell.ceiling;
   for (std::size_t k = 0; k < n; ++k) {
     const double e = larger(wait_node[k] + wait_shift, 1e-12);
     const double wait = wait_scale * fast_pow(e, wait_exponent);
@@ -240,6 +237,7 @@ LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shar
     fill_s_[k] = replica.fill_s(std::min(in, budget));
     idle_s_[k] = own_s_[k] + fill_s_[k] + 0.9 * out * step_s_[1];
   }
+  set_least_work();
   idle_order_.resize(cells_);
   std::iota(idle_order_.begin(), idle_order_.end(), 0U);
   std::stable_sort(idle_order_.begin(), idle_order_.end(), [&](auto a, auto b) { return idle_s_[a] < idle_s_[b]; });
@@ -294,18 +292,18 @@ double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
   return idle_s_[idle_order_.back()];
 }
 
-void LoadModel::add_work_bound(std::span<double> least_gpu_s) const {
+void LoadModel::set_least_work() {
   double least_held = kInfinity;
   for (std::size_t k = 0; k < cells_; ++k) least_held = std::min(least_held, held_[k]);
   const double fit = std::clamp(std::floor(kv_capacity_bytes_ / least_held), 1.0, static_cast<double>(max_num_seqs_));
   double least_step = kInfinity;  // per token
   for (std::size_t n = 1; n <= static_cast<std::size_t>(fit); ++n)
     least_step = std::min(least_step, step_s_[n] / static_cast<double>(n));
+  least_work_s_.resize(cells_);
   for (std::size_t k = 0; k < cells_; ++k) {
     double least_extra = kInfinity;
     for (std::size_t j = 0; j < grid_.size(); ++j) least_extra = std::min(least_extra, extra_s_[j * padded_ + k]);
-    const double seconds = tokens_out_[k] * least_step + attention_sum_s_[k] + least_extra;
-    least_gpu_s[k] = std::min(least_gpu_s[k], gpus_ * seconds);
+    least_work_s_[k] = tokens_out_[k] * least_step + attention_sum_s_[k] + least_extra;
   }
 }
 
@@ -381,8 +379,7 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const double plain_wait = rate * m.own2 / 2 / (1 - busy);
   double wait_mean = plain_wait, p_wait = busy;
   if (c2 > 1) {
-    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) *
-                std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
+    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) * std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
     p_wait += (c2 - 1) * busy * (1 - busy) * (1 + c2 + busy * own_scv) /
               (1 + busy * (own_scv - 1) + busy * busy * (4 * c2 + own_scv));
     p_wait = std::min(p_wait, 1.0);
@@ -393,10 +390,13 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
 
   const double mixed_s = m.own / m.chunks, extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
-  const SampleConstants constants{
-      std::log(p_wait), exponent, wait_if * scale, std::log(std::max(batch.full, 1e-300)), batch.slot_s,
-      rate * m.extra / idle_extra,
-      1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (idle_extra * idle_extra)};
+  const SampleConstants constants{std::log(p_wait),
+                                  exponent,
+                                  wait_if * scale,
+                                  std::log(std::max(batch.full, 1e-300)),
+                                  batch.slot_s,
+                                  rate * m.extra / idle_extra,
+                                  1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (idle_extra * idle_extra)};
   for (std::size_t k = 0; k < n; ++k) {
     const double out = tokens_out_[k];
     base[k] = out * batch.pace_s;

@@ -1,5 +1,6 @@
-// Latency of one replica under load: a birth-death chain over the running batch, waits for prefill and for a batch slot,
-// and the quantile of the mixture over the length cells. tests/reference/load_model.py states the same formulas slowly.
+// Latency of one replica under load: a birth-death chain over the running batch, waits for prefill and for a batch
+// slot, and the quantile of the mixture over the length cells. tests/reference/load_model.py states the same formulas
+// slowly.
 #pragma once
 #include <memory>
 #include <span>
@@ -51,12 +52,14 @@ class LoadModel {
 
   // share: K values, sum = reach > 0.
   void prepare(std::span<const double> share, Load& load) const;
-  // Latency quantile in seconds at `rate_per_s` with arrivals of squared coefficient of variation `scv`; +inf if unstable.
+  // Latency quantile in seconds at `rate_per_s` with arrivals of squared coefficient of variation `scv`; +inf if
+  // unstable.
   double quantile_s(const Load& load, double rate_per_s, double scv, double q, Scratch& scratch) const;
   // A lower bound of quantile_s at any rate.
   double idle_bound_s(std::span<const double> share, double q) const;
-  // GPU-seconds per request of each cell at full batch: a lower bound of what a request costs on this replica.
-  void add_work_bound(std::span<double> least_gpu_s) const;
+  // Seconds per request of each cell at full batch: what a request costs this replica at least. The mean over a
+  // workload's shares bounds 1 / capacity_per_s from below, without preparing its load.
+  std::span<const double> least_work_s() const { return {least_work_s_.data(), cells_}; }
 
  private:
   struct Chain {
@@ -64,6 +67,7 @@ class LoadModel {
   };
   bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;
+  void set_least_work();
   double select(const Load& load, double q, Scratch& scratch) const;
 
   std::size_t cells_, padded_;
@@ -71,12 +75,13 @@ class LoadModel {
   int gpus_, max_num_seqs_;
   bool fits_;
   double kv_capacity_bytes_;
-  std::vector<double> grid_;                        // batch sizes 0, 1, 2, 4 … max_num_seqs
-  std::vector<double> own_s_, extra_s_, chunks_;    // [grid][cell]: prefill time, its excess over decode steps, chunks
-  std::vector<double> step_s_;                      // step without attention at n = 0..max_num_seqs
+  std::vector<double> grid_;                      // batch sizes 0, 1, 2, 4 … max_num_seqs
+  std::vector<double> own_s_, extra_s_, chunks_;  // [grid][cell]: prefill time, its excess over decode steps, chunks
+  std::vector<double> step_s_;                    // step without attention at n = 0..max_num_seqs
   std::vector<double> tokens_out_, attention_sum_s_, held_, fill_s_;  // per cell
-  std::vector<double> idle_s_;                      // per cell: no queue, alone in the batch
-  std::vector<std::uint32_t> idle_order_;           // cells by idle latency
+  std::vector<double> least_work_s_;
+  std::vector<double> idle_s_;             // per cell: no queue, alone in the batch
+  std::vector<std::uint32_t> idle_order_;  // cells by idle latency
 };
 
 }  // namespace cascadia

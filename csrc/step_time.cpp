@@ -36,8 +36,11 @@ Shape checked(const Architecture& a, const EngineLimits& limits, Shape shape) {
 
 Replica::Replica(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& efficiency, Shape shape,
                  const EngineLimits& limits)
-    : shape_(checked(a, limits, shape)), limits_(limits), sharding_(sharding(a, shape)),
-      micro_batch_share_(1.0 / shape.pp), depth_(static_cast<double>(sharding_.stage_layers) * shape.pp / a.layers),
+    : shape_(checked(a, limits, shape)),
+      limits_(limits),
+      sharding_(sharding(a, shape)),
+      micro_batch_share_(1.0 / shape.pp),
+      depth_(static_cast<double>(sharding_.stage_layers) * shape.pp / a.layers),
       window_(a.window) {
   kv_capacity_bytes_ = shape.gpus() * memory_plan(a, p, gpu, shape, limits).kv_capacity_bytes;
   set_gemms(a, p, gpu, efficiency);
@@ -55,19 +58,19 @@ void Replica::set_gemms(const Architecture& a, const Precision& p, const Gpu& gp
                 count * kFlopsPerParameter * parameters / (peak_flops_per_s(gpu, format) * compute)};
   };
   const double share = sharding_.tensor_share;
-  attention_ = gemm(depth_ * a.layers, attention_parameters_per_gpu(a, sharding_), p.dense, e.dense_memory,
-                    e.dense_compute);
+  attention_ =
+      gemm(depth_ * a.layers, attention_parameters_per_gpu(a, sharding_), p.dense, e.dense_memory, e.dense_compute);
   dense_ = gemm(depth_ * a.dense_layers, dense_ffn_parameters(a) * share, p.dense, e.dense_memory, e.dense_compute);
-  shared_ = gemm(depth_ * a.moe_layers(), shared_expert_parameters(a) * share, p.dense, e.dense_memory,
-                 e.dense_compute);
-  const Gemm router = gemm(depth_ * a.moe_layers(), router_parameters(a), WeightFormat::bf16, e.dense_memory,
-                           e.dense_compute);
+  shared_ =
+      gemm(depth_ * a.moe_layers(), shared_expert_parameters(a) * share, p.dense, e.dense_memory, e.dense_compute);
+  const Gemm router =
+      gemm(depth_ * a.moe_layers(), router_parameters(a), WeightFormat::bf16, e.dense_memory, e.dense_compute);
   shared_.read_s += router.read_s;
   shared_.token_s += router.token_s;
   head_ = gemm(1.0, embedding_parameters(a) * share, WeightFormat::bf16, e.dense_memory, e.dense_compute);
   if (a.moe_layers() == 0) return;
-  const Gemm one = gemm(depth_ * a.moe_layers(), expert_parameters(a) * share, p.expert, e.expert_memory,
-                        e.expert_compute);
+  const Gemm one =
+      gemm(depth_ * a.moe_layers(), expert_parameters(a) * share, p.expert, e.expert_memory, e.expert_compute);
   expert_read_s_ = a.experts * one.read_s;
   expert_token_s_ = a.experts_per_token * one.token_s;
   log_miss_ = std::log1p(-static_cast<double>(a.experts_per_token) / a.experts);
@@ -79,8 +82,7 @@ void Replica::set_attention(const Architecture& a, const Precision& p, const Gpu
   const double bytes = kv_elements(a) * p.kv_bytes_per_element * sharding_.kv_cache_share;
   // Decode keeps MLA's queries in the compressed space, prefill expands keys and values to all heads.
   const double decode_width = a.latent_attention() ? 2.0 * a.kv_lora_rank + a.qk_rope_dim : 2.0 * a.head_dim;
-  const double prefill_width =
-      a.latent_attention() ? a.qk_nope_dim + a.qk_rope_dim + a.v_head_dim : 2.0 * a.head_dim;
+  const double prefill_width = a.latent_attention() ? a.qk_nope_dim + a.qk_rope_dim + a.v_head_dim : 2.0 * a.head_dim;
   const double read_s = bytes / (gpu.bandwidth_bytes_per_s * e.attention_memory);
   const double decode_s = std::max(read_s, 2.0 * heads * decode_width / flops_per_s);
   const double prefill_s = 2.0 * heads * prefill_width / flops_per_s;
@@ -143,8 +145,7 @@ double Replica::prefill_attention_s(double tokens, double before) const {
 double Replica::fill_s(double tokens) const {
   if (shape_.pp == 1 || tokens <= 0) return 0;
   // Arithmetic only: linear, hence monotone; a chunk too short to be bound by arithmetic waits for next to nothing.
-  const double per_token_s =
-      attention_.token_s + dense_.token_s + shared_.token_s + expert_token_s_ + token_s_;
+  const double per_token_s = attention_.token_s + dense_.token_s + shared_.token_s + expert_token_s_ + token_s_;
   return (1.0 - micro_batch_share_) * per_token_s * tokens + (shape_.pp - 1) * prefill_attention_s(tokens, 0);
 }
 

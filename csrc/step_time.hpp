@@ -69,11 +69,11 @@ class Replica {
   Gemm dense_;
   Gemm shared_;
   Gemm head_;
-  double expert_read_s_ = 0;   // if every expert were read
+  double expert_read_s_ = 0;  // if every expert were read
   double expert_token_s_ = 0;
-  double log_miss_ = 0;        // log of the chance that a token passes an expert by
-  double round_s_ = 0;         // overheads, collective and hop latencies
-  double token_s_ = 0;         // collective and hop bytes, per token of a micro-batch
+  double log_miss_ = 0;  // log of the chance that a token passes an expert by
+  double round_s_ = 0;   // overheads, collective and hop latencies
+  double token_s_ = 0;   // collective and hop bytes, per token of a micro-batch
   double sequence_s_ = 0;
   PerToken decode_s_;
   PerToken prefill_s_;

@@ -1,5 +1,6 @@
 // One stage of the cascade: its replica shapes under one traffic, and the look-up table l(f) = least p95 on f GPUs.
 #pragma once
+#include <array>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -48,6 +49,9 @@ class StageLoad {
  public:
   void reset(const StageModel& model, std::span<const double> share, const Traffic& traffic);
 
+  // Searches begin where those of the other, of the same stage, ended.
+  void start_near(const StageLoad& other);
+
   bool reached() const { return reach_ > 0; }
   double reach() const { return reach_; }
   double rate_per_s() const { return rate_per_s_; }
@@ -69,9 +73,22 @@ class StageLoad {
   struct Shape {
     bool prepared = false;
     Load load;
-    double idle_s = -1;
+    double idle_s = -1, least_work_s = -1;      // negative: not computed
+    int least_replicas = 0;                     // 0: not computed
+    double last_rate_per_s = 0;                 // per replica, where the last search of this shape ended, any traffic
     std::vector<std::pair<int, double>> known;  // (replicas, p95), sorted
   };
+  struct Answer {  // of need(): the fewest GPUs for a limit, or that `gpus` do not suffice
+    double limit_s;
+    bool strictly;
+    int gpus;
+    Choice choice;
+  };
+  const Answer* remembered(double limit_s, bool strictly, int gpus) const;
+  int count_least_replicas(int shape);
+  bool overloads(int shape, int replicas);
+  bool reaches(int shape, double limit_s, bool strictly, int most, Scratch& scratch);
+  Choice search_need(double limit_s, bool strictly, int gpus, Scratch& scratch);
   double idle_s(int shape);
   int fewest(int shape, double limit_s, bool strictly, int most, Scratch& scratch);
   Choice unreached(int gpus) const;
@@ -81,6 +98,8 @@ class StageLoad {
   Traffic traffic_;
   double reach_ = 0, rate_per_s_ = 0;
   std::vector<Shape> shapes_;
+  std::array<Answer, 4> answers_{};  // the last ones: a stage is asked for the same limits by many routings
+  std::size_t next_answer_ = 0;
   int favourite_ = 0;  // the shape that met the last limit is asked first, also for the next routing
 };
 

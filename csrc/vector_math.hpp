@@ -35,8 +35,12 @@ namespace cascadia {
   const auto integer = std::bit_cast<std::uint64_t>(shift);
   const double y = (x - (shift - 6755399441055744.0)) * 0.6931471805599453;
   const double series =
-      1.0 + y * (1.0 + y * (1.0 / 2 + y * (1.0 / 6 + y * (1.0 / 24 + y * (1.0 / 120 + y * (1.0 / 720 +
-      y * (1.0 / 5040 + y * (1.0 / 40320 + y * (1.0 / 362880)))))))));
+      1.0 +
+      y * (1.0 + y * (1.0 / 2 +
+                      y * (1.0 / 6 +
+                           y * (1.0 / 24 +
+                                y * (1.0 / 120 +
+                                     y * (1.0 / 720 + y * (1.0 / 5040 + y * (1.0 / 40320 + y * (1.0 / 362880)))))))));
   return std::bit_cast<double>(std::bit_cast<std::uint64_t>(series) + (integer << 52));
 }
 

@@ -45,6 +45,11 @@ def names_of(parameters: list[str]) -> list[str]:
     return [name for name in names if name not in ("/", "*") and name.lstrip("*") not in ("self", "cls")]
 
 
+def distinct(signatures: list[list[str]]) -> list[list[str]]:
+    """Sorted, each once: overloads that differ in types alone may be written as one, on either side."""
+    return [list(names) for names in sorted({tuple(names) for names in signatures})]
+
+
 def docstring_signatures(name: str, docstring: str) -> list[list[str]]:
     """Parameter names of each signature in a docstring; several when the function is overloaded."""
     found = []
@@ -64,7 +69,7 @@ def native_signatures(module: types.ModuleType) -> Iterator[tuple[str, list[list
         signatures = docstring_signatures(name, inspect.getdoc(member) or "")
         if not signatures:
             signatures = [names_of([str(p) for p in inspect.signature(member).parameters.values()])]  # type: ignore[arg-type]
-        yield qualified, sorted(signatures)
+        yield qualified, distinct(signatures)
 
     for name, member in vars(module).items():
         if name.startswith("_") or isinstance(member, types.ModuleType):
@@ -96,7 +101,7 @@ def stub_signatures(path: Path) -> Signatures:
                 found.setdefault(prefix + node.name, []).append(names)
 
     add("", ast.parse(path.read_text(encoding="utf-8")).body)
-    return {name: sorted(signatures) for name, signatures in found.items()}
+    return {name: distinct(signatures) for name, signatures in found.items()}
 
 
 def stub_attributes(path: Path) -> dict[str, set[str]]:

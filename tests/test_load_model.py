@@ -1,0 +1,257 @@
+"""The native load model against the NumPy one, and what searches rely on: no NaN, and p95 rises with the rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from reference import load_model as oracle
+from reference.brute_force import engine
+
+from cascadia_fast import _core
+
+FloatArray = NDArray[np.float64]
+# Dense, mixture of experts, latent attention, sliding windows; tensor and pipeline parallel.
+ENGINES = [
+    ("llama-3.1-8b", 1, 1, "bf16"),
+    ("llama-3.1-8b", 2, 2, "fp8"),
+    ("llama-3.1-70b", 4, 2, "bf16"),
+    ("mixtral-8x7b", 2, 2, "bf16"),
+    ("gpt-oss-120b", 2, 1, "mxfp4"),
+    ("deepseek-r1", 8, 2, "fp8"),
+    ("deepseek-r1", 4, 5, "int4"),
+]
+# What the waits' exponent is tabulated with instead of solved for; everything else agrees to rounding.
+AGREEMENT = 1e-5
+# A quantile over samples that each rise with the rate; the chain stops where terms fall below 1e-14 of the sum.
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Case:
+    """One engine and one traffic."""
+
+    engine: _core.Replica
+    limits: dict[str, int]
+    tokens_in: FloatArray
+    tokens_out: FloatArray
+    share: FloatArray
+    scv: float
+
+    @property
+    def capacity_per_s(self) -> float:
+        (capacity_per_s,) = _core.capacities(
+            replica=self.engine, tokens_in=self.tokens_in, tokens_out=self.tokens_out, share=self.share[None]
+        )
+        return float(capacity_per_s)
+
+    def p95_s(self, *rates_per_s: float, scv: float | None = None, q: float = 0.95) -> FloatArray:
+        rates = np.array(rates_per_s)
+        return _core.latency_quantiles(
+            replica=self.engine,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            share=np.ascontiguousarray(np.broadcast_to(self.share, (rates.size, self.share.size))),
+            rate_per_s=rates,
+            arrival_scv=self.scv if scv is None else scv,
+            q=q,
+        )
+
+
+class SlowEngine:
+    """The engine with the limits that the oracle asks it for."""
+
+    def __init__(self, case: Case) -> None:
+        self._engine = case.engine
+        self.max_num_seqs = case.limits["max_num_seqs"]
+        self.max_batched_tokens = case.limits["max_batched_tokens"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+
+@st.composite
+def cases(draw: st.DrawFn, most_cells: int = 65) -> Case:
+    """Lengths like those of real requests; shares of zero occur, and reach below one."""
+    model = draw(st.sampled_from(ENGINES))
+    limits = {
+        "max_num_seqs": draw(st.sampled_from([256, 256, 100, 16, 5, 1])),
+        "max_batched_tokens": draw(st.sampled_from([8192, 2048, 300])),
+    }
+    cells = draw(st.sampled_from([k for k in (1, 2, 7, 8, 9, 60, 64, 65, 200, 512) if k <= most_cells]))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    share = rng.dirichlet(np.ones(cells)) * rng.uniform(0.01, 1) * (rng.random(cells) < 0.8)
+    return Case(
+        engine=engine(*model, **limits),
+        limits=limits,
+        tokens_in=np.ceil(np.exp(rng.normal(6, 1.2, cells))),
+        tokens_out=np.ceil(np.exp(rng.normal(5.5, 1.2, cells))),
+        share=share if share.any() else np.full(cells, 1 / cells),
+        scv=draw(st.sampled_from([0.5, 1.0, 1.01, 1.5, 2.5, 6.0, 16.0])),
+    )
+
+
+load_shares = st.one_of(st.floats(1e-6, 0.9989), st.sampled_from([1e-9, 0.5, 0.9, 0.95, 0.99, 0.9989]))
+
+
+def slow(case: Case, rate_per_s: float, q: float = 0.95) -> oracle.Result:
+    return oracle.evaluate(SlowEngine(case), case.tokens_in, case.tokens_out, case.share, rate_per_s, case.scv, q)
+
+
+@settings(max_examples=120)
+@given(cases(), load_shares, st.sampled_from([0.5, 0.95, 0.95, 0.99]))
+def test_quantiles_and_capacities_match_the_reference(case: Case, load: float, q: float) -> None:
+    rate_per_s = load * case.capacity_per_s
+    expected = slow(case, rate_per_s, q)
+    assert case.capacity_per_s == pytest.approx(expected.capacity_per_s, rel=1e-12)
+    (found_s,) = case.p95_s(rate_per_s, q=q)
+    assert found_s == pytest.approx(expected.quantile_s, rel=AGREEMENT)
+
+
+@settings(max_examples=4)
+@given(cases(most_cells=512).filter(lambda case: case.share.size > 65), load_shares)
+def test_many_cells_match_the_reference(case: Case, load: float) -> None:
+    rate_per_s = load * case.capacity_per_s
+    assert case.p95_s(rate_per_s) == pytest.approx([slow(case, rate_per_s).quantile_s], rel=AGREEMENT)
+
+
+@settings(max_examples=40)
+@given(cases(), load_shares)
+def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
+    rate_per_s = load * case.capacity_per_s
+    search = _core.CascadeSearch(
+        replicas=[[case.engine]],
+        cells=[(case.tokens_in, case.tokens_out)],
+        share=[case.share[None]],
+        quality=np.array([50.0]),
+        levels=[],
+        routings=np.zeros((1, 0), np.int32),
+        traffic=_core.Traffic(rate_per_s=rate_per_s / case.share.sum(), scv=1 + (case.scv - 1) / case.share.sum()),
+    )
+    detail, expected = search.evaluate(0, 0, 0, 1), slow(case, rate_per_s)
+    assert detail["utilization"] == pytest.approx(expected.utilization, rel=1e-9)
+    assert detail["batch_limit"] == expected.batch_limit
+    assert 0 <= detail["mean_batch"] <= expected.batch_limit
+    # The core keeps samples node by node, the oracle cell by cell.
+    assert detail["latency_s"].T.ravel() == pytest.approx(expected.latency_s, rel=AGREEMENT)
+    assert detail["first_token_s"].T.ravel() == pytest.approx(expected.first_token_s, rel=AGREEMENT)
+
+
+@settings(max_examples=80)
+@given(cases(), st.lists(load_shares, min_size=2, max_size=12))
+def test_latency_rises_with_the_rate(case: Case, loads: list[float]) -> None:
+    latency_s = case.p95_s(*(np.sort(loads) * case.capacity_per_s))
+    assert np.isfinite(latency_s).all()
+    assert (np.diff(latency_s) >= -ROUNDING * latency_s[1:]).all(), latency_s
+
+
+@settings(max_examples=60)
+@given(cases(), st.floats(0.01, 20.0), st.integers(1, 40))
+def test_latency_falls_with_more_replicas(case: Case, load: float, replicas: int) -> None:
+    """Splitting at random lowers every replica's rate and makes its arrivals smoother."""
+    rate_per_s = load * case.capacity_per_s
+    before_s, after_s = (
+        case.p95_s(rate_per_s / count, scv=1 + (case.scv - 1) / count)[0] for count in (replicas, replicas + 1)
+    )
+    assert after_s <= before_s * (1 + ROUNDING)
+
+
+@settings(max_examples=40)
+@given(cases(), load_shares)
+def test_burstier_arrivals_do_not_help_and_higher_quantiles_are_later(case: Case, load: float) -> None:
+    rate_per_s = load * case.capacity_per_s
+    smooth_s, bursty_s = (case.p95_s(rate_per_s, scv=scv)[0] for scv in (0.3, 1.0))
+    assert smooth_s == bursty_s  # smoother than Poisson counts as Poisson
+    quantiles_s = [case.p95_s(rate_per_s, q=q)[0] for q in (0.05, 0.5, 0.9, 0.95, 0.99)]
+    assert quantiles_s == sorted(quantiles_s)
+
+
+@given(cases())
+def test_unstable_is_infinite_and_never_nan(case: Case) -> None:
+    capacity_per_s = case.capacity_per_s
+    factors = np.array([1e-12, 0.998, 0.9991, 1.0, 1.001, 2.0, 1e6, 1e300])
+    latency_s = case.p95_s(*(factors * capacity_per_s))
+    assert np.isfinite(latency_s[:2]).all()
+    assert (latency_s[:2] > 0).all()
+    assert np.isposinf(latency_s[2:]).all()
+
+
+@settings(max_examples=60)
+@given(cases(), load_shares, st.sampled_from([0.5, 0.95]))
+def test_idle_bound_is_below_every_latency(case: Case, load: float, q: float) -> None:
+    (bound_s,) = _core.idle_bounds(
+        replica=case.engine, tokens_in=case.tokens_in, tokens_out=case.tokens_out, share=case.share[None], q=q
+    )
+    (latency_s,) = case.p95_s(load * case.capacity_per_s, q=q)
+    assert 0 < bound_s <= latency_s * (1 + ROUNDING)
+
+
+def simple_case(**changes: Any) -> Case:
+    limits = {"max_num_seqs": 256, "max_batched_tokens": 8192}
+    lengths = np.array([500.0, 2000.0, 80.0])
+    return dataclasses.replace(
+        Case(engine("llama-3.1-8b", **limits), limits, lengths, lengths[::-1].copy(), np.full(3, 1 / 3), 1.0), **changes
+    )
+
+
+def test_a_request_beyond_the_kv_cache_cannot_be_served() -> None:
+    """Also when no request of its cell comes: cells are what the engine must be able to take."""
+    case = simple_case(tokens_in=np.array([500.0, 2000.0, 5e6]), share=np.array([0.5, 0.5, 0.0]))
+    assert case.capacity_per_s == 0
+    assert np.isposinf(case.p95_s(1e-3)).all()
+
+
+def test_scaling_the_shares_changes_nothing() -> None:
+    case = simple_case()
+    halved = dataclasses.replace(case, share=case.share / 2)
+    assert halved.capacity_per_s == pytest.approx(case.capacity_per_s, rel=1e-12)
+    assert halved.p95_s(1.0, 5.0) == pytest.approx(case.p95_s(1.0, 5.0), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens_in": np.array([1.0, 2.0])}, "2 prompt and 3 answer lengths"),
+        ({"tokens_in": np.array([1.0, math.nan, 2.0])}, "cell 1 has nan prompt"),
+        ({"tokens_out": np.array([1.0, 2.0, 0.0])}, "cell 2 has .* 0.000000 answer tokens"),
+        ({"share": np.array([0.5, 0.5])}, r"share must have shape \(rates, cells\) = \(1, 3\)"),
+    ],
+)
+def test_wrong_cells_get_a_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simple_case(**changes).p95_s(1.0)
+
+
+def test_answers_are_read_only_and_inputs_may_be_lists_or_strided() -> None:
+    case = simple_case()
+    expected = case.p95_s(1.0, 2.0)
+    assert not expected.flags.writeable
+    strided = dataclasses.replace(
+        case, tokens_in=np.repeat(case.tokens_in, 2)[::2], tokens_out=case.tokens_out.astype(np.int32)
+    )
+    assert np.array_equal(strided.p95_s(1.0, 2.0), expected)
+
+
+@pytest.mark.parametrize("rate_per_s", [0.0, -1.0, math.nan])
+def test_rates_that_mean_nothing_are_refused(rate_per_s: float) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        simple_case().p95_s(rate_per_s)
+
+
+@pytest.mark.parametrize("share", [[0.0, 0.0, 0.0], [0.5, -0.1, 0.6], [0.5, math.nan, 0.5]])
+def test_shares_that_mean_nothing_are_refused(share: list[float]) -> None:
+    with pytest.raises(ValueError, match="share"):
+        simple_case(share=np.array(share)).p95_s(1.0)
+
+
+@pytest.mark.parametrize(("scv", "q"), [(math.nan, 0.95), (-1.0, 0.95), (1.0, 0.0), (1.0, 1.0), (1.0, math.nan)])
+def test_variation_and_quantile_out_of_range_are_refused(scv: float, q: float) -> None:
+    with pytest.raises(ValueError, match=r"scv|quantile|q "):
+        simple_case().p95_s(1.0, scv=scv, q=q)
