@@ -2,7 +2,8 @@
 
 Sixteen bootstrapped workloads take turns, each at a rate of its own: 10 % around nine tenths of the case's, which the
 heaviest draws just carry. Every call gets fresh arrays, made outside the timing, so that nothing that a workload or a
-plan remembers survives a call. The rate grows with the cluster, so that every size is loaded alike. `alternating`, the paper's algorithm, is the baseline of `exact`.
+plan remembers survives a call. The rate grows with the cluster, so that every size is loaded alike. `alternating`, the
+paper's algorithm, is the baseline of `exact`.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         workload=_planned_workload(draft.workload),
         best_single_model=_best_single_model(draft),
         warnings=_warnings(draft),
-        calibration=Calibration(*calibration_of(draft.fleet)),
+        calibration=Calibration(*calibration_of([draft.fleet[stage] for stage in draft.running])),
         provenance=_provenance(draft),
         solver=_solver(draft, latency_s, elapsed_s),
     )
@@ -230,6 +230,12 @@ def _best_single_model(draft: Draft) -> SingleModel:
 
 def _warnings(draft: Draft) -> tuple[str, ...]:
     found = [bursty_warning(draft.workload.arrivals)]
+    for stage, threshold in enumerate(_routing(draft).thresholds):
+        if math.isinf(threshold):
+            found.append(
+                f"Stage {stage + 1} ({draft.problem.stages[stage].name}) accepts no answer, so every request waits for it "
+                "in vain: plan the cascade without it and compare"
+            )
     transferred = sorted(
         {
             f"{draft.problem.stages[stage].weights} on {draft.problem.gpu.name}"

@@ -6,6 +6,7 @@ Everything here depends on models and hardware only, so a planner builds it once
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
     return StageFleet(replicas, status)
 
 
-def calibration_of(fleet: tuple[StageFleet, ...]) -> tuple[str, str]:
+def calibration_of(fleet: Sequence[StageFleet]) -> tuple[str, str]:
     """Return the name of the fitted profile and the weakest status among the stages."""
     transferred = any(stage.status == "transferred" for stage in fleet)
     return str(profile()["name"]), "transferred" if transferred else fleet[0].status

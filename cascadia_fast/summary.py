@@ -129,6 +129,7 @@ def _facts(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("rate", _rate(plan)),
         ("latency", _latency(plan)),
         ("GPUs", _gpus(plan)),
+        ("why", _work(plan)),
     ]
     if plan.skipped_models:
         facts.append(("not used", f"{', '.join(plan.skipped_models)}: no request has to go there to meet the floor"))
@@ -201,6 +202,21 @@ def _gpus(plan: Plan) -> str:
     if plan.predicted.cost_usd_per_hour is not None:
         text += f", {_dollars(plan.predicted.cost_usd_per_hour)} USD per hour"
     return text + (f"; {idle:,} idle, because more would not improve the plan" if idle else "")
+
+
+def _work(plan: Plan) -> str:
+    """Where the GPUs go and why: what a visit costs, how many visits there are, and what that keeps busy."""
+    terms, busy = [], []
+    for stage in plan.stages:
+        busy.append(stage.utilization * stage.gpus)
+        if stage.rate_per_s > 0:
+            visit_gpu_s = stage.utilization * stage.gpus / stage.rate_per_s
+            terms.append(f"{_digits(stage.rate_per_s)}/s × {_digits(visit_gpu_s)} GPU-s at stage {stage.index + 1}")
+    heaviest = max(range(len(busy)), key=busy.__getitem__)
+    text = f"{' + '.join(terms)} keep {_digits(sum(busy))} of {plan.gpus:,} GPUs busy"
+    if len(terms) > 1:
+        text += f", {_percent(busy[heaviest] / sum(busy))} of it at stage {plan.stages[heaviest].index + 1}"
+    return f"{text}; the rest buys latency"
 
 
 def _judge(plan: Plan) -> str:

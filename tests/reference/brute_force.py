@@ -129,7 +129,9 @@ class Cascade:
         return row
 
     def share_of(self, routing: int, stage: int) -> FloatArray:
-        return np.ascontiguousarray(self.share[stage].reshape(-1, self.cells[stage][0].size)[self.prefix(routing, stage)])
+        return np.ascontiguousarray(
+            self.share[stage].reshape(-1, self.cells[stage][0].size)[self.prefix(routing, stage)]
+        )
 
     def quality_of(self, routing: int) -> float:
         return float(self.quality[self.prefix(routing, self.stages - 1)])

@@ -1,8 +1,9 @@
 """The load model of one replica in plain NumPy: slow, readable, written from the formulas and not from the C++.
 
-Follows the prototype birth-death model with three changes that make it cheap and monotone in the rate: waits are Weibull with
-the Pollaczek-Khinchine moments (quantiles need no special function), noise on decode times is gamma by Wilson-Hilferty,
-and samples keep their own random numbers while the rate moves, so every sample (hence every quantile) rises with the rate.
+A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot, and
+the quantile of the mixture over length cells. Three choices keep it cheap and monotone in the rate: waits are Weibull
+with the right two moments (no special function in a quantile), noise on decode times is gamma by Wilson-Hilferty, and
+samples keep their own random numbers while the rate moves, so every sample, hence every quantile, rises with the rate.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def batch_grid(max_num_seqs: int) -> np.ndarray:
 
 
 def weibull_exponent(scv: float) -> float:
-    """Exponent a with Gamma(1+2a)/Gamma(1+a)^2 = 1 + scv, by bisection: W = m E^a / Gamma(1+a), E standard exponential."""
+    """Exponent a of W = m E^a / Gamma(1+a), E standard exponential: Gamma(1+2a)/Gamma(1+a)^2 = 1 + scv, by bisection."""
     lo, hi = 0.02, 4.0
     for _ in range(80):
         mid = (lo + hi) / 2
@@ -69,8 +70,8 @@ def evaluate(
     tin, tout = np.asarray(tokens_in, float), np.asarray(tokens_out, float)
     mean = lambda v: float(np.sum(w * v))  # noqa: E731
     out = mean(tout)
-    attention = mean([engine.decode_attention_sum_s(i, o) for i, o in zip(tin, tout)]) / out
-    held = mean(tout * [engine.kv_bytes(i + o) for i, o in zip(tin, tout)]) / out
+    attention = mean([engine.decode_attention_sum_s(i, o) for i, o in zip(tin, tout, strict=True)]) / out
+    held = mean(tout * [engine.kv_bytes(i + o) for i, o in zip(tin, tout, strict=True)]) / out
     limit = int(max(1, min(engine.max_num_seqs, np.floor(engine.kv_capacity_bytes / held))))
 
     grid = batch_grid(engine.max_num_seqs)
