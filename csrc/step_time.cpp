@@ -116,9 +116,11 @@ void Replica::set_links(const Architecture& a, const Gpu& gpu, const Efficiency&
 double Replica::linear_s(double tokens, double sampled) const {
   if (tokens <= 0) return 0;
   const double batch = std::max(tokens * micro_batch_share_, std::min(tokens, 1.0));
-  const double head = sampled > 0 ? head_(sampled * micro_batch_share_) : 0;
+  // The last stage of a pipeline alone samples, for one micro-batch after the other, and the others wait for it.
+  const double turns = std::min<double>(shape_.pp, std::max(sampled, 1.0));
+  const double head = sampled > 0 ? turns * head_(sampled / turns) : 0;
   double time_s = round_s_ + attention_(batch) + dense_(batch) + head + token_s_ * batch +
-                  sequence_s_ * sampled * micro_batch_share_;
+                  sequence_s_ * sampled;
   if (expert_read_s_ > 0) {
     const double touched = -std::expm1(batch * log_miss_);
     time_s += shared_(batch) + std::max(expert_read_s_ * touched, expert_token_s_ * batch);

@@ -180,6 +180,14 @@ def test_rate_source_and_headroom_make_the_planned_rate() -> None:
     assert planned.predicted.max_rate_per_s * planned.max_utilization >= planned.workload.rate_per_s * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("rate_per_s", [1e-6, 1e-3])
+def test_a_rate_of_next_to_nothing_is_a_rate(planner: Planner, rate_per_s: float) -> None:
+    """A trace stretched over centuries has more seconds than memory has room for."""
+    found = planner.plan(rate_per_s=rate_per_s)
+    assert found.workload.rate_per_s == rate_per_s
+    assert found.latency_s is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -251,26 +259,32 @@ def test_replan_keeps_gpus_and_floor(planner: Planner) -> None:
     assert after.stages == planner.plan(gpus=40, q_min=68.0, workload=workload).stages
 
 
-def test_replan_prefers_what_runs_among_ties() -> None:
-    """Two models of one architecture and the same answers: which of them serves is a toss-up until one runs."""
+def symmetric_workload(first_longer: float) -> Workload:
+    """Everybody passes the first model, so both see the same requests; one may answer longer."""
     size = 40
     rng = np.random.default_rng(0)
     lengths = np.ceil(np.exp(rng.normal(6, 0.8, (2, size))))
-    score = np.zeros((3, size))
-    # The first model passes everybody on; the second serves all or none, at the same quality as the third.
-    score[1] = 50.0
     requests = ScoredRequests(
-        models=("first", "second", "third"),
+        models=("first", "second"),
         request_ids=np.array([f"r{k}" for k in range(size)]),
-        input_tokens=np.tile(lengths[0], (3, 1)),
-        output_tokens=np.tile(lengths[1], (3, 1)),
-        score=score,
-        quality=np.vstack([np.full(size, 10.0), np.full((2, size), 70.0)]),
+        input_tokens=np.tile(lengths[0], (2, 1)),
+        output_tokens=np.vstack([lengths[1] * first_longer, lengths[1]]),
+        score=np.zeros((2, size)),
+        quality=np.repeat([[10.0], [70.0]], size, axis=1),
     )
-    workload = Workload.build(requests, Arrivals.from_rate(3.0))
-    problem = cascade_problem(["llama-3.1-8b", "llama-3.1-8b", "llama-3.1-8b"], workload, goal={"q_min": 60})
-    found = Planner(problem).plan(gpus=8)
-    assert found.predicted.quality == pytest.approx(70.0)
+    return Workload.build(requests, Arrivals.from_rate(2.0))
+
+
+@pytest.mark.parametrize("first_longer", [1.5, 0.6])
+def test_replan_prefers_what_runs_among_ties(first_longer: float) -> None:
+    """Two models of one architecture with one load on 3 GPUs: either may have two, and the one that has them keeps them."""
+    models, goal = ["llama-3-8b", "llama-3.1-8b"], {"q_min": 60}
+    planner = Planner(cascade_problem(models, symmetric_workload(first_longer), goal=goal))
+    before = planner.plan(gpus=3)
+    # Once first, once second has the longer answers and therefore two GPUs.
+    assert [stage.gpus for stage in before.stages] == ([2, 1] if first_longer > 1 else [1, 2])
+    after = planner.replan(symmetric_workload(1.0), previous=before)
+    assert [stage.gpus for stage in after.stages] == [stage.gpus for stage in before.stages]
 
 
 def test_live_censored_traffic_is_planned_closer_to_the_truth(planner: Planner) -> None:

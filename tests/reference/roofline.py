@@ -116,13 +116,14 @@ def linear_s(e: Engine, tokens: float, sampled: float) -> float:
     if tokens <= 0:
         return 0.0
     batch = max(tokens / e.pp, min(tokens, 1.0))
-    total_s = e.eff.step_overhead_s + e.eff.sequence_overhead_s * sampled / e.pp + hops_s(e, batch)
+    total_s = e.eff.step_overhead_s + e.eff.sequence_overhead_s * sampled + hops_s(e, batch)
     for layer in range(e.spec.layers):
         one_s = e.matmul_s(batch, attention_projection_parameters(e), e.dense_weights)
         one_s += feed_forward_s(e, batch, layer) + 2 * all_reduce_s(e, batch) + e.eff.layer_overhead_s
         total_s += one_s * e.stretch
     if sampled > 0:
-        total_s += e.matmul_s(sampled / e.pp, e.spec.vocab * e.spec.hidden / e.tp, "bf16")
+        micro_batches = min(e.pp, max(sampled, 1.0))  # the last stage samples them in turn
+        total_s += micro_batches * e.matmul_s(sampled / micro_batches, e.spec.vocab * e.spec.hidden / e.tp, "bf16")
     return total_s
 
 
