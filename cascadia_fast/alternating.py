@@ -50,8 +50,8 @@ def alternate(
     """Return the best round whose routing meets the floor (None: there was none), and all rounds.
 
     The loop can settle below the floor, or at a routing that no deployment carries: each deployment suits the last
-    routing and may overload every better one. It then goes on, once, from the routing that meets the floor with the
-    least load.
+    routing and may overload every better one. It then goes on, once, from the routing that meets the floor on the
+    fewest GPUs.
 
     Parameters
     ----------

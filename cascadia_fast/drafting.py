@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 
 import numpy as np
@@ -94,6 +95,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         problem.gpus_per_node,
     )
     latency_s = max(choice.latency_s for choice in draft.deployment)
+    routing = _routing(draft)
     return Plan(
         status="optimal" if draft.proved else "feasible",
         objective=problem.goal.objective,
@@ -102,7 +104,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         max_utilization=draft.max_utilization,
         paper_strict=draft.paper_strict,
         predicted=_predicted(draft, details, latency_s),
-        routing=_routing(draft),
+        routing=routing,
         stages=tuple(_stage(draft, stage, details[stage], placement, at) for at, stage in enumerate(draft.running)),
         skipped_models=tuple(stage.name for index, stage in enumerate(problem.stages) if index not in draft.running),
         judge=JudgePlan(
@@ -115,7 +117,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         pools=(Pool(POOL, problem.gpu.name, draft.gpus, problem.gpus_per_node, problem.price_usd_per_hour),),
         workload=_planned_workload(draft.workload),
         best_single_model=_best_single_model(draft),
-        warnings=_warnings(draft),
+        warnings=_warnings(draft, routing),
         calibration=Calibration(*calibration_of([draft.fleet[stage] for stage in draft.running])),
         provenance=_provenance(draft),
         solver=_solver(draft, latency_s, elapsed_s),
@@ -228,13 +230,13 @@ def _best_single_model(draft: Draft) -> SingleModel:
     return max(options, key=lambda option: option.quality)
 
 
-def _warnings(draft: Draft) -> tuple[str, ...]:
+def _warnings(draft: Draft, routing: Routing) -> tuple[str, ...]:
     found = [bursty_warning(draft.workload.arrivals)]
-    for stage, threshold in enumerate(_routing(draft).thresholds):
+    for stage, threshold in enumerate(routing.thresholds):
         if math.isinf(threshold):
             found.append(
-                f"Stage {stage + 1} ({draft.problem.stages[stage].name}) accepts no answer, so every request waits for it "
-                "in vain: plan the cascade without it and compare"
+                f"Stage {stage + 1} ({draft.problem.stages[stage].name}) accepts no answer, so every request waits for "
+                "it in vain: plan the cascade without it and compare"
             )
     transferred = sorted(
         {
@@ -259,7 +261,12 @@ def _provenance(draft: Draft) -> Provenance:
     catalog = {problem.gpu.name: problem.gpu.source} | {
         stage.model.name: stage.model.source for stage in problem.stages
     }
-    return Provenance(version("cascadia-fast"), inputs, catalog)
+    return Provenance(_version(), inputs, catalog)
+
+
+@cache
+def _version() -> str:
+    return version("cascadia-fast")
 
 
 def _solver(draft: Draft, latency_s: float, elapsed_s: Callable[[], float]) -> SolverReport:

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -365,7 +365,7 @@ def _student_t975(degrees: float) -> float:
     θ and the normal quantile lies below the answer, so Newton's steps rise to it without overshooting.
     """
     scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
-    nodes, node_weights = np.polynomial.legendre.leggauss(20)
+    nodes, node_weights = _gauss_legendre()
     theta = math.atan(1.96 / math.sqrt(degrees))
     for _ in range(50):
         integral = float(node_weights @ np.cos((nodes + 1) * theta / 2) ** (degrees - 1)) * theta / 2
@@ -374,6 +374,11 @@ def _student_t975(degrees: float) -> float:
         if abs(step) <= 1e-14 * theta:
             break
     return math.sqrt(degrees) * math.tan(theta)
+
+
+@cache
+def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
+    return np.polynomial.legendre.leggauss(20)
 
 
 def span_of(requests: ScoredRequests) -> float:

@@ -219,7 +219,7 @@ void register_search(py::module_& m) {
             const py::gil_scoped_release release;
             return search->lightest(quality_floor);
           },
-          "quality_floor"_a, "The routing that meets the floor with the least load; -1: none meets it.");
+          "quality_floor"_a, "The routing that least_gpus is for; -1: none.");
 }
 
 }  // namespace cascadia

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "parallel.hpp"
+#include "vector_math.hpp"
 
 namespace cascadia {
 namespace {
@@ -60,11 +61,9 @@ double CascadeSearch::work_gpus(std::size_t stage, std::size_t prefix) {
   if (work >= 0) return work;
   const StageModel& model = *stages_[stage];
   const double* share = grid_.share[stage].data() + prefix * model.cells();
-  double gpu_s = 0, reach = 0;
-  for (std::size_t k = 0; k < model.cells(); ++k) {
-    reach += share[k];
-    if (share[k] > 0) gpu_s += share[k] * model.least_gpu_s()[k];
-  }
+  const std::span<const double> shares{share, model.cells()};
+  const double reach = sum(shares);
+  const double gpu_s = reach > 0 && model.least_gpus() > 0 ? dot(shares, model.least_gpu_s()) : 0;
   const bool runs = reach > 0 || traffic_.idle_stage_keeps_replica;
   work = !runs ? 0 : model.least_gpus() == 0 ? kUnreachable : static_cast<double>(model.least_gpus());
   return work = std::max(work, gpu_s * traffic_.rate_per_s / traffic_.max_utilization);
@@ -117,7 +116,7 @@ CascadeSearch::Fit CascadeSearch::fit(std::size_t routing, std::span<const doubl
     const Choice choice = stage_load(routing, i).need(limits_s[i], strictly, gpus, scratch_);
     if (choice.latency_s == kUnreachable) return Fit::too_few_gpus;
     gpus -= choice.gpus;
-    if (ahead > gpus * (1 + 1e-9)) return Fit::too_much_load;
+    if (ahead > gpus + 1e-6) return Fit::too_much_load;  // whole GPUs: far less than one is rounding
   }
   const double best_s = stage_load(routing, last).best_below(limits_s[last], gpus, scratch_);
   return best_s < limits_s[last] ? Fit::below : best_s == limits_s[last] ? Fit::equal : Fit::too_slow;
@@ -157,7 +156,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
   for (std::size_t i = 0; i < order.size(); ++i) {
     stop_if(interrupted, i);
     const auto [bound_gpus, routing] = order[i];
-    if (bound_gpus > gpus) {
+    if (bound_gpus > gpus + 1e-6) {
       result.pruned_by_load += static_cast<std::int64_t>(order.size() - i);
       break;
     }
@@ -333,20 +332,28 @@ double CascadeSearch::max_rate_per_s(int gpus, double quality_floor) {
   return best * traffic_.rate_per_s;
 }
 
-double CascadeSearch::least_gpus(double quality_floor) {
-  const std::scoped_lock hold(lock_);
+std::pair<double, std::int64_t> CascadeSearch::fewest_gpus(double quality_floor) {
   double least = kUnreachable;
+  std::int64_t frugal = -1;
   for (const auto& [bound_gpus, routing] : by_load(quality_floor)) {
     if (bound_gpus >= least) break;
-    least = std::min(least, gpus_at(routing, 1));
+    const double gpus = gpus_at(routing, 1);
+    if (gpus < least) {
+      least = gpus;
+      frugal = routing;
+    }
   }
-  return least;
+  return {least, frugal};
+}
+
+double CascadeSearch::least_gpus(double quality_floor) {
+  const std::scoped_lock hold(lock_);
+  return fewest_gpus(quality_floor).first;
 }
 
 std::int64_t CascadeSearch::lightest(double quality_floor) {
   const std::scoped_lock hold(lock_);
-  const auto order = by_load(quality_floor);
-  return order.empty() ? -1 : static_cast<std::int64_t>(order.front().routing);
+  return fewest_gpus(quality_floor).second;
 }
 
 }  // namespace cascadia

@@ -67,7 +67,7 @@ class CascadeSearch {
   // GPUs that carry the present rate (+inf: no number does).
   double max_rate_per_s(int gpus, double quality_floor);
   double least_gpus(double quality_floor);
-  // The routing that meets the floor with the least load; -1: none meets it.
+  // The routing that least_gpus is for; -1: none.
   std::int64_t lightest(double quality_floor);
 
   StageEvaluation evaluate(std::size_t routing, std::size_t stage, int shape, int replicas);
@@ -91,6 +91,7 @@ class CascadeSearch {
   Fit may_beat(std::size_t routing, std::span<const double> worst_s, int gpus);
   double utilization(std::size_t routing, const std::vector<Choice>& deployment);
   double gpus_at(std::size_t routing, double scale);
+  std::pair<double, std::int64_t> fewest_gpus(double quality_floor);
 
   std::vector<std::shared_ptr<const StageModel>> stages_;
   RoutingGrid grid_;

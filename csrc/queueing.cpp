@@ -110,13 +110,6 @@ CASCADIA_CLONES Moments moments(std::size_t n, const double* w, const double* ow
   return {sum[0], sum[1], sum[2], sum[3], sum[4], sum[5]};
 }
 
-CASCADIA_CLONES double dot(std::size_t n, const double* w, const double* v) {
-  double a[kLanes] = {};
-  for (std::size_t k = 0; k < n; k += kLanes)
-    for (std::size_t l = 0; l < kLanes; ++l) a[l] += w[k + l] * v[k + l];
-  return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
-}
-
 // r(n) = rate / mu(n), raised to 1/z for bursty arrivals, n = 1..limit; index 0 is unused.
 CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z, const double* __restrict unit_rate,
                                   const double* __restrict extra, double* __restrict ratio, double* __restrict mu) {
@@ -244,14 +237,13 @@ LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shar
 }
 
 void LoadModel::prepare(std::span<const double> share, Load& load) const {
-  load.reach = 0;
-  for (const double s : share) load.reach += s;
+  load.reach = sum(share);
   load.share.assign(padded_, 0);
   for (std::size_t k = 0; k < cells_; ++k) load.share[k] = share[k] / load.reach;
   const double* w = load.share.data();
   const double* out = tokens_out_.data();
-  load.tokens_out = dot(padded_, w, out);
-  load.attention_s = dot(padded_, w, attention_sum_s_.data()) / load.tokens_out;
+  load.tokens_out = dot({w, padded_}, tokens_out_);
+  load.attention_s = dot({w, padded_}, attention_sum_s_) / load.tokens_out;
   double out2 = 0, held = 0;
   for (std::size_t k = 0; k < cells_; ++k) {
     out2 += w[k] * out[k] * out[k];
@@ -268,23 +260,22 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
     const auto m = static_cast<double>(n);
     load.unit_rate[n] = m / (load.tokens_out * (step_s_[n] + m * load.attention_s));
   }
-  double left = dot(padded_, w, extra_s_.data());
+  double left = dot({w, padded_}, {extra_s_.data(), padded_});
   for (std::size_t j = 0; j + 1 < grid_.size() && grid_[j] <= static_cast<double>(limit); ++j) {
-    const double right = dot(padded_, w, extra_s_.data() + (j + 1) * padded_);
+    const double right = dot({w, padded_}, {extra_s_.data() + (j + 1) * padded_, padded_});
     const double slope = (right - left) / (grid_[j + 1] - grid_[j]);
     const auto begin = static_cast<std::size_t>(grid_[j]), end = static_cast<std::size_t>(grid_[j + 1]);
     for (std::size_t n = begin; n <= std::min(end, limit); ++n)
       load.mean_extra[n] = left + slope * (static_cast<double>(n) - grid_[j]);
     left = right;
   }
-  const double prefill_s = dot(padded_, w, own_s_.data());
+  const double prefill_s = dot({w, padded_}, {own_s_.data(), padded_});
   load.capacity_per_s = std::min(1 / prefill_s, 1 / (1 / load.unit_rate[limit] + load.mean_extra[limit]));
 }
 
 double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
-  double reach = 0, mass = 0;
-  for (const double s : share) reach += s;
-  const double enough = (q - 1e-9) * reach;
+  double mass = 0;
+  const double enough = (q - 1e-9) * sum(share);
   for (const auto k : idle_order_) {
     mass += share[k];
     if (mass >= enough) return idle_s_[k];
@@ -359,7 +350,8 @@ void LoadModel::interpolate(double running, double attention_s, double* own, dou
   }
 }
 
-double LoadModel::quantile_s(const Load& load, double rate, double scv, double q, Scratch& scratch) const {
+double LoadModel::quantile_s(const Load& load, double rate, double scv, double q, Scratch& scratch,
+                             double at_most_s) const {
   if (!(rate < kMaxUtilization * load.capacity_per_s)) return kInfinity;
   const double c2 = std::max(scv, 1.0), z = 1 + (c2 - 1) / 2;
   Chain batch;
@@ -410,9 +402,16 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   }
   scratch.latency.resize(nodes * n);
   scratch.first.resize(nodes * n);
-  for (std::size_t j = 0; j < nodes; ++j)
+  double below = 0;  // mass of the samples so far that is no slower than at_most_s
+  for (std::size_t j = 0; j < nodes; ++j) {
+    double* latency = &scratch.latency[j * n];
     sample_row(n, constants, {own, base, cap, pace_variance, floor, ceiling}, &nodes_->wait[j * n],
-               &nodes_->slot[j * n], &nodes_->gauss[j * n], &scratch.latency[j * n], &scratch.first[j * n]);
+               &nodes_->slot[j * n], &nodes_->gauss[j * n], latency, &scratch.first[j * n]);
+    if (at_most_s == kInfinity) continue;
+    below += mass_up_to(n, 1, load.share.data(), latency, at_most_s);
+    const auto rest = static_cast<double>(nodes - j - 1), all = static_cast<double>(nodes);
+    if (below + rest < (q - 1e-9) * all) return kInfinity;
+  }
   return select(load, q, scratch);
 }
 

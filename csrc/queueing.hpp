@@ -2,6 +2,7 @@
 // slot, and the quantile of the mixture over the length cells. tests/reference/load_model.py states the same formulas
 // slowly.
 #pragma once
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -53,8 +54,9 @@ class LoadModel {
   // share: K values, sum = reach > 0.
   void prepare(std::span<const double> share, Load& load) const;
   // Latency quantile in seconds at `rate_per_s` with arrivals of squared coefficient of variation `scv`; +inf if
-  // unstable.
-  double quantile_s(const Load& load, double rate_per_s, double scv, double q, Scratch& scratch) const;
+  // unstable. A quantile above `at_most_s` may come back as +inf: saying that much takes half the samples or fewer.
+  double quantile_s(const Load& load, double rate_per_s, double scv, double q, Scratch& scratch,
+                    double at_most_s = std::numeric_limits<double>::infinity()) const;
   // A lower bound of quantile_s at any rate.
   double idle_bound_s(std::span<const double> share, double q) const;
   // Seconds per request of each cell at full batch: what a request costs this replica at least. The mean over a

@@ -119,8 +119,7 @@ double Replica::linear_s(double tokens, double sampled) const {
   // The last stage of a pipeline alone samples, for one micro-batch after the other, and the others wait for it.
   const double turns = std::min<double>(shape_.pp, std::max(sampled, 1.0));
   const double head = sampled > 0 ? turns * head_(sampled / turns) : 0;
-  double time_s = round_s_ + attention_(batch) + dense_(batch) + head + token_s_ * batch +
-                  sequence_s_ * sampled;
+  double time_s = round_s_ + attention_(batch) + dense_(batch) + head + token_s_ * batch + sequence_s_ * sampled;
   if (expert_read_s_ > 0) {
     const double touched = -std::expm1(batch * log_miss_);
     time_s += shared_(batch) + std::max(expert_read_s_ * touched, expert_token_s_ * batch);

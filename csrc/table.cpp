@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <numeric>
 #include <tuple>
 
 #include "parallel.hpp"
+#include "vector_math.hpp"
 
 namespace cascadia {
 
@@ -28,8 +28,7 @@ void StageLoad::reset(const StageModel& model, std::span<const double> share, co
   model_ = &model;
   share_ = share;
   traffic_ = traffic;
-  reach_ = 0;
-  for (const double s : share) reach_ += s;
+  reach_ = sum(share);
   rate_per_s_ = traffic.rate_per_s * reach_;
   answers_ = {};
   shapes_.resize(model.shapes().size());
@@ -72,7 +71,7 @@ bool StageLoad::overloads(int shape, int replicas) {
   if (s.least_replicas > 0) return replicas < s.least_replicas;
   if (s.least_work_s < 0) {
     const auto work_s = model_->shapes()[static_cast<std::size_t>(shape)].least_work_s();
-    s.least_work_s = std::inner_product(share_.begin(), share_.end(), work_s.begin(), 0.0);
+    s.least_work_s = dot(share_, work_s);
   }
   return s.least_work_s * traffic_.rate_per_s > traffic_.max_utilization * replicas * (1 + 1e-9);
 }
@@ -89,14 +88,16 @@ double StageLoad::idle_s(int shape) {
   return s.idle_s;
 }
 
-double StageLoad::latency_s(int shape, int replicas, Scratch& scratch) {
+double StageLoad::latency_s(int shape, int replicas, Scratch& scratch, double at_most_s) {
   if (overloads(shape, replicas) || replicas < least_replicas(shape)) return kUnreachable;
   auto& known = shapes_[static_cast<std::size_t>(shape)].known;
   const auto at = std::lower_bound(known.begin(), known.end(), replicas,
                                    [](const auto& entry, int wanted) { return entry.first < wanted; });
   if (at != known.end() && at->first == replicas) return at->second;
   const auto& model = model_->shapes()[static_cast<std::size_t>(shape)];
-  const double value = model.quantile_s(load(shape), rate_per_s_ / replicas, scv(replicas), traffic_.quantile, scratch);
+  const double value =
+      model.quantile_s(load(shape), rate_per_s_ / replicas, scv(replicas), traffic_.quantile, scratch, at_most_s);
+  if (value == kUnreachable && at_most_s < kUnreachable) return value;  // not known how slow
   known.emplace(at, replicas, value);
   return value;
 }
@@ -211,7 +212,7 @@ double StageLoad::best_below(double limit_s, int gpus, Scratch& scratch) {
     if (!shapes[static_cast<std::size_t>(shape)].fits() || replicas == 0 || overloads(shape, replicas) ||
         idle_s(shape) > limit_s)
       continue;
-    least_s = std::min(least_s, latency_s(shape, replicas, scratch));
+    least_s = std::min(least_s, latency_s(shape, replicas, scratch, limit_s));
     if (least_s < limit_s) {
       favourite_ = shape;
       break;

@@ -56,11 +56,12 @@ class StageLoad {
   double reach() const { return reach_; }
   double rate_per_s() const { return rate_per_s_; }
   // p95 with `replicas` engines of a shape, arrivals split at random; +inf above the utilisation cap.
-  double latency_s(int shape, int replicas, Scratch& scratch);
+  // What is above `at_most_s` may come back as +inf.
+  double latency_s(int shape, int replicas, Scratch& scratch, double at_most_s = kUnreachable);
   double capacity_per_s(int shape);  // of one replica, at utilisation 1
   // Fewest GPUs, at most `gpus`, with p95 <= limit (or < limit).
   Choice need(double limit_s, bool strictly, int gpus, Scratch& scratch);
-  // Some p95 below the limit on at most `gpus` GPUs where there is one, else the least.
+  // Some p95 below the limit on at most `gpus` GPUs where there is one, else the limit itself or something above.
   double best_below(double limit_s, int gpus, Scratch& scratch);
   // Least p95 on at most `gpus` GPUs, with the fewest GPUs that give it.
   Choice best(int gpus, Scratch& scratch);

@@ -2,7 +2,9 @@
 // Relative error below 1e-10, ample for a latency model; the same operations in the same order on every path.
 #pragma once
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <span>
 
 // Hot loops are compiled for several instruction sets and picked at load time; contraction is off, so all round alike.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
@@ -46,6 +48,25 @@ namespace cascadia {
 
 [[gnu::always_inline]] inline double fast_pow(double base, double exponent) {
   return fast_exp2(exponent * fast_log2(base));
+}
+
+// Sums over eight lanes in a fixed order: several times as fast as one after the other, and the same everywhere.
+template <class Term>
+[[gnu::always_inline]] inline double lane_sum(std::size_t size, const Term& term) {
+  double lane[8] = {};
+  std::size_t i = 0;
+  for (; i + 8 <= size; i += 8)
+    for (std::size_t l = 0; l < 8; ++l) lane[l] += term(i + l);
+  for (std::size_t l = 0; i + l < size; ++l) lane[l] += term(i + l);
+  return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+inline double dot(std::span<const double> a, std::span<const double> b) {
+  return lane_sum(a.size(), [&](std::size_t i) { return a[i] * b[i]; });
+}
+
+inline double sum(std::span<const double> values) {
+  return lane_sum(values.size(), [&](std::size_t i) { return values[i]; });
 }
 
 }  // namespace cascadia

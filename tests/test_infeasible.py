@@ -153,7 +153,7 @@ def test_a_request_that_fits_no_kv_cache(planner: Planner, method: str) -> None:
 
 def test_a_long_request_that_some_shapes_hold_is_planned_on_those(planner: Planner) -> None:
     plain = planner.plan(workload=with_prompt(planner.problem.workload, 1000.0), q_min=0.0, rate_per_s=0.01, gpus=32)
-    assert [stage.gpus for stage in plain.stages][0] >= 1
+    assert plain.stages[0].replicas[0].tp * plain.stages[0].replicas[0].pp < 4
     # 2 million tokens of an 8B model are 256 GiB of keys and values: more than a GPU has, less than eight.
     workload = with_prompt(planner.problem.workload, 2e6)
     plan = planner.plan(workload=workload, q_min=0.0, rate_per_s=0.001, gpus=32)
@@ -165,14 +165,13 @@ def test_near_saturation_the_heuristic_fails_only_where_it_says_how_to_go_on(pla
     """Either nothing can carry the rate, or the message names the exact method, and that finds a plan."""
     for rate_per_s in np.linspace(20, 120, 11):
         for q_min in (70.0, 72.0):
-            goal = {"q_min": q_min, "rate_per_s": float(rate_per_s)}
+            goal: dict[str, Any] = {"q_min": q_min, "rate_per_s": float(rate_per_s)}
             try:
                 planner.plan(method="alternating", **goal)
             except RateTooHighError:
                 failure(RateTooHighError, planner, **goal)
-            except NoPlanError as error:
-                assert_one_sentence(error)
-                assert "use method exact" in str(error)
+            except NoPlanError:
+                assert "use method exact" in str(failure(NoPlanError, planner, method="alternating", **goal))
                 assert planner.plan(**goal).latency_s is not None
 
 

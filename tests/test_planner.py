@@ -277,7 +277,7 @@ def symmetric_workload(first_longer: float) -> Workload:
 
 @pytest.mark.parametrize("first_longer", [1.5, 0.6])
 def test_replan_prefers_what_runs_among_ties(first_longer: float) -> None:
-    """Two models of one architecture with one load on 3 GPUs: either may have two, and the one that has them keeps them."""
+    """Two models of one architecture with one load on 3 GPUs: either may have two, so nothing moves."""
     models, goal = ["llama-3-8b", "llama-3.1-8b"], {"q_min": 60}
     planner = Planner(cascade_problem(models, symmetric_workload(first_longer), goal=goal))
     before = planner.plan(gpus=3)

@@ -47,7 +47,7 @@ def totals(
     stages: Samples,
     judge_latency_s: float,
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Every request with every combination of its stages' samples: (seconds, probability) in total and to first token."""
+    """Every request with every combination of its stages' samples: (seconds, weight) in total and to first token."""
     in_total, to_first = [], []
     last = len(requests.models) - 1
     for k in range(requests.size):

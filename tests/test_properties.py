@@ -48,7 +48,9 @@ def latency_s(planner: Planner, gpus: int, q_min: float, rate_per_s: float, seed
 
 @settings(max_examples=40)
 @given(POOLS, st.integers(0, 40), FLOORS, RATES, st.integers(0, 50))
-def test_more_gpus_never_hurt(planner: Planner, gpus: int, more: int, q_min: float, rate_per_s: float, seed: int) -> None:
+def test_more_gpus_never_hurt(
+    planner: Planner, gpus: int, more: int, q_min: float, rate_per_s: float, seed: int
+) -> None:
     before_s = latency_s(planner, gpus, q_min, rate_per_s, seed)
     assert latency_s(planner, gpus + more, q_min, rate_per_s, seed) <= before_s * (1 + ROUNDING)
 
@@ -80,7 +82,9 @@ def test_a_lower_floor_never_hurts(
 def test_a_better_gpu_never_hurts(planner: Planner, field: str, data: st.DataObject) -> None:
     factor = data.draw(st.floats(1.0, 3.0))
     better = copy.copy(planner.problem)
-    better.gpu = dataclasses.replace(better.gpu, **{field: type(getattr(better.gpu, field))(getattr(better.gpu, field) * factor)})
+    better.gpu = dataclasses.replace(
+        better.gpu, **{field: type(getattr(better.gpu, field))(getattr(better.gpu, field) * factor)}
+    )
     arguments = data.draw(POOLS), data.draw(FLOORS), data.draw(RATES), data.draw(st.integers(0, 50))
     before_s = latency_s(planner, *arguments)
     assert latency_s(Planner(better, threads=1), *arguments) <= before_s * (1 + ROUNDING)

@@ -1,7 +1,7 @@
 """The load model of one replica in plain NumPy: slow, readable, written from the formulas and not from the C++.
 
-A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot, and
-the quantile of the mixture over length cells. Three choices keep it cheap and monotone in the rate: waits are Weibull
+A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot,
+and the quantile of the mixture over length cells. Three choices keep it cheap and monotone in the rate: waits are Weibull
 with the right two moments (no special function in a quantile), noise on decode times is gamma by Wilson-Hilferty, and
 samples keep their own random numbers while the rate moves, so every sample, hence every quantile, rises with the rate.
 """
@@ -51,7 +51,7 @@ def batch_grid(max_num_seqs: int) -> np.ndarray:
 
 
 def weibull_exponent(scv: float) -> float:
-    """Exponent a of W = m E^a / Gamma(1+a), E standard exponential: Gamma(1+2a)/Gamma(1+a)^2 = 1 + scv, by bisection."""
+    """Exponent a of W = m E^a / Gamma(1+a), E exponential: Gamma(1+2a)/Gamma(1+a)^2 = 1 + scv, by bisection."""
     lo, hi = 0.02, 4.0
     for _ in range(80):
         mid = (lo + hi) / 2
