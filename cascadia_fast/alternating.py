@@ -66,11 +66,12 @@ def alternate(
     """
     rounds = _run(search, grid, gpus, q_min, settings)
     best = _best_met(rounds, grid, q_min)
+    if best is not None:
+        return best, rounds
     lightest = search.lightest(q_min)
-    if best is None and lightest >= 0:
+    if lightest >= 0:
         rounds += _run(search, grid, gpus, q_min, dataclasses.replace(settings, start=lightest))
-        best = _best_met(rounds, grid, q_min)
-    return best, rounds
+    return _best_met(rounds, grid, q_min), rounds
 
 
 def _run(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings) -> list[Round]:

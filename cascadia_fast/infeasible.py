@@ -33,20 +33,20 @@ def no_allocation(
     search: _core.CascadeSearch, gpus: int, q_min: float, rate_per_s: float, models: Sequence[str]
 ) -> NoPlanError:
     """Return the error for a floor that some routing meets, but no allocation of the GPUs can serve."""
-    for stage, model in enumerate(models):
-        if search.smallest_engine(stage) == 0:
-            return NoPlanError(
-                f"no shape of {model} holds the KV cache of its longest request; allow larger memory_utilization, use "
-                "a smaller kv_dtype, or drop the longest requests"
-            )
     enough = search.least_gpus(q_min)
+    if math.isinf(enough):
+        unfit = next(model for stage, model in enumerate(models) if search.smallest_engine(stage) == 0)
+        return NoPlanError(
+            f"no shape of {unfit} holds the KV cache of its longest request; allow larger "
+            "memory_utilization, use a smaller kv_dtype, or drop the longest requests"
+        )
     max_rate_per_s = search.max_rate_per_s(gpus, q_min)
-    advice = f"{enough:,.0f} GPUs would be enough" if math.isfinite(enough) else "no number of these GPUs is enough"
+    advice = f"{enough:,.0f} GPUs would be enough"
     if max_rate_per_s <= 0:
         return PoolTooSmallError(
             f"{gpus} GPUs hold no cascade that meets q_min {q_min:g} at any rate; {advice} for {rate_per_s:g} "
             "requests/s",
-            gpus_needed=int(enough) if math.isfinite(enough) else 0,
+            gpus_needed=int(enough),
         )
     return RateTooHighError(
         f"no allocation of {gpus} GPUs carries {rate_per_s:g} requests/s at q_min {q_min:g} under the utilisation cap; "

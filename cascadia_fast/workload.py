@@ -215,17 +215,17 @@ class Arrivals:
         mean_gap_s = duration_s / gaps.size
         dispersion = {}
         for window_s in DISPERSION_WINDOWS_S:
-            counts = _counts(times, window_s)
-            if counts.size >= MIN_WINDOWS:
-                dispersion[window_s] = float(counts.var(ddof=1) / counts.mean())
-        per_minute = _counts(times, 60) / 60
+            windows = _Windows.of(times, window_s)
+            if windows.count >= MIN_WINDOWS:
+                dispersion[window_s] = windows.dispersion()
+        minutes = _Windows.of(times, 60)
         rate_per_s = 1 / mean_gap_s
         return cls(
             rate_per_s=rate_per_s,
             cv=float(gaps.std() / mean_gap_s),
             dispersion=dispersion,
-            peak_1min_per_s=float(per_minute.max()) if per_minute.size else rate_per_s,
-            p95_1min_per_s=float(np.quantile(per_minute, 0.95)) if per_minute.size else rate_per_s,
+            peak_1min_per_s=minutes.quantile(1.0) / 60 if minutes.count else rate_per_s,
+            p95_1min_per_s=minutes.quantile(0.95) / 60 if minutes.count else rate_per_s,
             count=times.size,
             duration_s=duration_s,
             times_s=times,
@@ -339,11 +339,36 @@ def bursty_warning(arrivals: Arrivals) -> str | None:
     )
 
 
-def _counts(times_s: FloatArray, window_s: float) -> NDArray[np.int64]:
-    """Count arrivals in the whole windows that start at the first arrival."""
-    windows = int((times_s[-1] - times_s[0]) / window_s)
-    index = ((times_s - times_s[0]) / window_s).astype(np.int64)
-    return np.bincount(index[index < windows], minlength=windows)
+@dataclass(frozen=True)
+class _Windows:
+    """Arrivals per window; only occupied windows are kept, since a stretched trace has billions of empty ones."""
+
+    occupied: NDArray[np.int64]  # arrivals of each occupied window, ascending
+    count: int  # windows, empty ones included
+
+    @classmethod
+    def of(cls, times_s: FloatArray, window_s: float) -> Self:
+        """Count arrivals in the whole windows that start at the first arrival."""
+        count = int((times_s[-1] - times_s[0]) / window_s)
+        index = np.floor((times_s - times_s[0]) / window_s)
+        _, arrivals = np.unique(index[index < count], return_counts=True)
+        return cls(np.sort(arrivals).astype(np.int64), count)
+
+    def dispersion(self) -> float:
+        """Return the variance of the counts (ddof 1) over their mean."""
+        mean = float(self.occupied.sum()) / self.count
+        squares = float((self.occupied.astype(np.float64) ** 2).sum())
+        return (squares - self.count * mean * mean) / (self.count - 1) / mean
+
+    def quantile(self, q: float) -> float:
+        """Return a quantile of the counts, linear between neighbours."""
+        empty = self.count - self.occupied.size
+        place = q * (self.count - 1)
+        low, high = (self._at(int(index) - empty) for index in (math.floor(place), math.ceil(place)))
+        return low + (high - low) * (place - math.floor(place))
+
+    def _at(self, index: int) -> float:
+        return float(self.occupied[index]) if index >= 0 else 0.0
 
 
 def _require_positive(name: str, value: float) -> None:

@@ -43,4 +43,16 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+inline void require_share(std::span<const double> share, const std::string& name) {
+  bool sound = true;
+  for (const double s : share) sound &= s >= 0 && s <= 1e300;
+  require(sound, name + " has a NaN, an infinite or a negative entry: give shares of requests.");
+}
+
+inline void require_quantile(double scv, double q) {
+  require(scv >= 0 && scv < 1e12, "The squared coefficient of variation (scv) is " + std::to_string(scv) +
+                                      ": give a finite number that is not negative.");
+  require(q > 0 && q < 1, "The quantile is " + std::to_string(q) + ": give a number between 0 and 1.");
+}
+
 }  // namespace cascadia

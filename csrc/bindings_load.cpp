@@ -2,12 +2,17 @@
 
 #include "bindings_arrays.hpp"
 #include "table.hpp"
+#include "vector_math.hpp"
 
 namespace cascadia {
 
 using namespace pybind11::literals;
 
 namespace {
+
+std::span<const double> row(const Floats& share, std::size_t r, const LengthCells& cells) {
+  return view(share).subspan(r * cells.size(), cells.size());
+}
 
 LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out) {
   require(
@@ -24,62 +29,71 @@ LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out) {
   return cells;
 }
 
-// Many evaluations on one shape: each row of `share` with its rate. The cells' tables are built within the call.
-py::array_t<double> latency_quantiles(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
-                                      const Floats& share, const Floats& rate_per_s, double arrival_scv, double q) {
-  const LengthCells cells = cells_of(tokens_in, tokens_out);
-  const auto rows = static_cast<std::size_t>(rate_per_s.size());
-  require(
-      share.ndim() == 2 && static_cast<std::size_t>(share.shape(0)) == rows &&
-          static_cast<std::size_t>(share.shape(1)) == cells.size(),
-      "share must have shape (rates, cells) = (" + std::to_string(rows) + ", " + std::to_string(cells.size()) + ").");
-  std::vector<double> result(rows);
+// Rows of shares, one per traffic; each must reach the stage at all.
+std::size_t checked_rows(const Floats& share, const LengthCells& cells) {
+  require(share.ndim() == 2 && static_cast<std::size_t>(share.shape(1)) == cells.size(),
+          "share must have shape (rows, " + std::to_string(cells.size()) + ").");
+  require_share(view(share), "share");
+  const auto rows = static_cast<std::size_t>(share.shape(0));
+  for (std::size_t r = 0; r < rows; ++r)
+    require(sum(row(share, r, cells)) > 0, "share[" + std::to_string(r) +
+                                               "] is zero everywhere: give a row that "
+                                               "some requests belong to.");
+  return rows;
+}
+
+// Evaluates every row on one shape. The tables of the cells are built within the call.
+template <class Evaluate>
+py::array_t<double> per_row(const Replica& replica, const LengthCells& cells, const Floats& share,
+                            const Evaluate& evaluate) {
+  std::vector<double> result(checked_rows(share, cells));
   {
     const py::gil_scoped_release release;
-    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), (cells.size() + 7) / 8 * 8));
-    Load load;
-    Scratch scratch;
-    for (std::size_t r = 0; r < rows; ++r) {
-      model.prepare({share.data() + r * cells.size(), cells.size()}, load);
-      result[r] = model.fits() ? model.quantile_s(load, rate_per_s.data()[r], arrival_scv, q, scratch) : kUnreachable;
-    }
+    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), padded(cells.size())));
+    for (std::size_t r = 0; r < result.size(); ++r) result[r] = evaluate(model, row(share, r, cells), r);
   }
   return read_only(result);
+}
+
+py::array_t<double> latency_quantiles(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
+                                      const Floats& share, const Floats& rate_per_s, double arrival_scv, double q) {
+  require(share.ndim() == 2 && rate_per_s.ndim() == 1 && rate_per_s.size() == share.shape(0),
+          "rate_per_s has " + std::to_string(rate_per_s.size()) + " entries: give one for each row of share.");
+  for (const double rate : view(rate_per_s))
+    require(rate > 0 && rate < kUnreachable, "A rate is " + std::to_string(rate) +
+                                                 " requests per second: give a "
+                                                 "finite number above 0.");
+  require_quantile(arrival_scv, q);
+  Load load;
+  Scratch scratch;
+  return per_row(replica, cells_of(tokens_in, tokens_out), share,
+                 [&](const LoadModel& model, std::span<const double> row_share, std::size_t r) {
+                   if (!model.fits()) return kUnreachable;
+                   model.prepare(row_share, load);
+                   return model.quantile_s(load, rate_per_s.data()[r], arrival_scv, q, scratch);
+                 });
 }
 
 // Largest stable rate of one replica for each row of `share`.
 py::array_t<double> capacities(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
                                const Floats& share) {
-  const LengthCells cells = cells_of(tokens_in, tokens_out);
-  require(share.ndim() == 2 && static_cast<std::size_t>(share.shape(1)) == cells.size(),
-          "share must have shape (rows, " + std::to_string(cells.size()) + ").");
-  std::vector<double> result(static_cast<std::size_t>(share.shape(0)));
-  {
-    const py::gil_scoped_release release;
-    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), (cells.size() + 7) / 8 * 8));
-    Load load;
-    for (std::size_t r = 0; r < result.size(); ++r) {
-      model.prepare({share.data() + r * cells.size(), cells.size()}, load);
-      result[r] = model.fits() ? load.capacity_per_s : 0;
-    }
-  }
-  return read_only(result);
+  Load load;
+  return per_row(replica, cells_of(tokens_in, tokens_out), share,
+                 [&](const LoadModel& model, std::span<const double> row_share, std::size_t) {
+                   if (!model.fits()) return 0.0;
+                   model.prepare(row_share, load);
+                   return load.capacity_per_s;
+                 });
 }
 
 // The pruning bound of the search: least latency of each row of `share` at any rate.
 py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
                                 const Floats& share, double q) {
-  const LengthCells cells = cells_of(tokens_in, tokens_out);
-  require(share.ndim() == 2 && static_cast<std::size_t>(share.shape(1)) == cells.size(),
-          "share must have shape (rows, " + std::to_string(cells.size()) + ").");
-  std::vector<double> result(static_cast<std::size_t>(share.shape(0)));
-  {
-    const py::gil_scoped_release release;
-    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), (cells.size() + 7) / 8 * 8));
-    for (std::size_t r = 0; r < result.size(); ++r)
-      result[r] = model.idle_bound_s({share.data() + r * cells.size(), cells.size()}, q);
-  }
-  return read_only(result);
+  require_quantile(1, q);
+  return per_row(replica, cells_of(tokens_in, tokens_out), share,
+                 [&](const LoadModel& model, std::span<const double> row_share, std::size_t) {
+                   return model.idle_bound_s(row_share, q);
+                 });
 }
 
 }  // namespace

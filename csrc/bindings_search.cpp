@@ -26,10 +26,12 @@ class BoundSearch {
     const std::size_t stages = replicas.size();
     require(stages > 0 && cells.size() == stages && share_.size() == stages && levels.size() + 1 == stages,
             "A cascade of " + std::to_string(stages) + " stages needs as many cells and shares, and one level fewer.");
-    require(traffic.rate_per_s > 0 && traffic.rate_per_s < kUnreachable && traffic.scv >= 0 &&
-                traffic.max_utilization > 0 && traffic.max_utilization < 1 && traffic.quantile > 0 &&
-                traffic.quantile < 1,
-            "Traffic needs a positive finite rate, and utilisation cap and quantile between 0 and 1.");
+    require(
+        traffic.rate_per_s > 0 && traffic.rate_per_s < kUnreachable,
+        "The rate is " + std::to_string(traffic.rate_per_s) + " requests per second: give a finite number above 0.");
+    require(traffic.max_utilization > 0 && traffic.max_utilization < 1,
+            "max_utilization is " + std::to_string(traffic.max_utilization) + ": give a number between 0 and 1.");
+    require_quantile(traffic.scv, traffic.quantile);
     std::vector<std::shared_ptr<const StageModel>> models;
     RoutingGrid grid{levels, {}, view(quality_), view(routings_)};
     std::size_t rows = 1;
@@ -38,6 +40,7 @@ class BoundSearch {
       require(static_cast<std::size_t>(share_[i].size()) == rows * stage_cells.size(),
               "share[" + std::to_string(i) + "] must have shape (" + std::to_string(rows) + ", " +
                   std::to_string(stage_cells.size()) + ").");
+      require_share(view(share_[i]), "share[" + std::to_string(i) + "]");
       const py::gil_scoped_release release;
       models.push_back(std::make_shared<const StageModel>(replicas[i], stage_cells));
       grid.share.push_back(view(share_[i]));
@@ -51,6 +54,21 @@ class BoundSearch {
 
   CascadeSearch& operator*() const { return *search_; }
   CascadeSearch* operator->() const { return search_.get(); }
+
+  std::size_t checked_stage(std::size_t stage) const {
+    require(stage < share_.size(),
+            "Stage " + std::to_string(stage) + " is not one of the " + std::to_string(share_.size()) + " stages.");
+    return stage;
+  }
+
+  // Index -1 stands for no replicas.
+  void check_choice(std::size_t stage, int shape, int replicas) const {
+    const int shapes = static_cast<int>(search_->stage(checked_stage(stage)).shapes().size());
+    require(shape >= -1 && shape < shapes && replicas >= (shape < 0 ? 0 : 1) && replicas <= 1'000'000,
+            "Shape " + std::to_string(shape) + " with " + std::to_string(replicas) +
+                " replicas is not a deployment of stage " + std::to_string(stage) + ", which has " +
+                std::to_string(shapes) + " shapes.");
+  }
 
   std::size_t checked_routing(std::size_t routing) const {
     require(routing < search_->grid().count(), "Routing " + std::to_string(routing) + " is not one of the " +
@@ -75,9 +93,8 @@ class BoundSearch {
 };
 
 py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::size_t stage, int shape, int replicas) {
-  const auto& shapes = search->stage(stage).shapes();
-  require(shape >= 0 && static_cast<std::size_t>(shape) < shapes.size() && replicas > 0,
-          "Shape " + std::to_string(shape) + " with " + std::to_string(replicas) + " replicas is not a deployment.");
+  search.check_choice(stage, shape, replicas);
+  require(shape >= 0, "Shape -1 stands for no replicas: there is nothing to evaluate.");
   const StageEvaluation result = search->evaluate(search.checked_routing(routing), stage, shape, replicas);
   const auto nodes = static_cast<py::ssize_t>(result.nodes);
   const auto cells = static_cast<py::ssize_t>(result.latency_s.size()) / nodes;
@@ -90,6 +107,7 @@ py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::siz
 py::tuple table_of(const BoundSearch& search, std::size_t routing, std::size_t stage, int gpus, int threads) {
   require(gpus >= 0 && gpus <= 1'000'000, "A table of " + std::to_string(gpus) + " GPUs is out of range (0 to 1e6).");
   search.checked_routing(routing);
+  search.checked_stage(stage);
   std::vector<Choice> table;
   {
     const py::gil_scoped_release release;
@@ -166,6 +184,8 @@ void register_search(py::module_& m) {
              double span) {
             require(span > 0 && mu_s >= 0, "The Chebyshev objective needs span > 0 and mu >= 0.");
             require(deployment.size() == search->grid().share.size(), "The deployment needs one Choice per stage.");
+            for (std::size_t i = 0; i < deployment.size(); ++i)
+              search.check_choice(i, deployment[i].shape, deployment[i].replicas);
             const py::gil_scoped_release release;
             return search->route(deployment, quality_floor, mu_s, span, signals());
           },
@@ -174,7 +194,7 @@ void register_search(py::module_& m) {
       .def(
           "single",
           [](const BoundSearch& search, std::size_t stage, int gpus) {
-            require(stage < search->grid().share.size(), "There is no stage " + std::to_string(stage) + ".");
+            search.checked_stage(stage);
             const py::gil_scoped_release release;
             return search->single(stage, gpus);
           },
@@ -191,7 +211,7 @@ void register_search(py::module_& m) {
       .def(
           "smallest_engine",
           [](const BoundSearch& search, std::size_t stage) {
-            require(stage < search->grid().share.size(), "There is no stage " + std::to_string(stage) + ".");
+            search.checked_stage(stage);
             return search->stage(stage).least_gpus();
           },
           "stage"_a, "GPUs of the smallest engine that can serve the stage's longest request; 0: none can.")

@@ -168,7 +168,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
       if (verdict != Fit::below) continue;
     }
     ++result.evaluated;
-    Allocation allocation = allocate(loads(routing), gpus, scratch_);
+    Allocation allocation = allocate(loads(routing), gpus, previous_gpus, scratch_);
     if (!allocation.feasible()) continue;
     if (result.routing < 0 ||
         key(allocation, routing) < key(result.allocation, static_cast<std::uint32_t>(result.routing))) {
@@ -182,7 +182,7 @@ ExactResult CascadeSearch::exact(int gpus, double quality_floor, const std::vect
 
 Allocation CascadeSearch::deploy(std::size_t routing, int gpus) {
   const std::scoped_lock hold(lock_);
-  return allocate(loads(routing), gpus, scratch_);
+  return allocate(loads(routing), gpus, {}, scratch_);
 }
 
 std::vector<std::vector<Choice>> CascadeSearch::columns(std::size_t routing, double latency_s, int gpus) {
@@ -299,11 +299,11 @@ double CascadeSearch::gpus_at(std::size_t routing, double scale) {
       continue;
     }
     double least = kUnreachable;
-    for (std::size_t s = 0; s < stages_[i]->shapes().size(); ++s) {
-      const LoadModel& shape = stages_[i]->shapes()[s];
-      if (!shape.fits()) continue;
-      const double replicas = std::ceil(scale * stage.rate_per_s() /
-                                        (traffic_.max_utilization * stage.capacity_per_s(static_cast<int>(s))));
+    for (int s = 0; s < static_cast<int>(stages_[i]->shapes().size()); ++s) {
+      const LoadModel& shape = stages_[i]->shapes()[static_cast<std::size_t>(s)];
+      const double busy = scale / traffic_.max_utilization;  // replicas per unit of load
+      if (!shape.fits() || shape.gpus() * busy * traffic_.rate_per_s * stage.least_work_s(s) >= least) continue;
+      const double replicas = std::ceil(busy * stage.rate_per_s() / stage.capacity_per_s(s));
       least = std::min(least, shape.gpus() * std::max(replicas, 1.0));
     }
     gpus += least;

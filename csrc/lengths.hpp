@@ -12,4 +12,7 @@ struct LengthCells {
   std::size_t size() const { return tokens_in.size(); }
 };
 
+// Cells rounded up to whole lanes of the vectorised loops.
+inline std::size_t padded(std::size_t cells) { return (cells + 7) / 8 * 8; }
+
 }  // namespace cascadia

@@ -49,6 +49,16 @@ std::array<double, 3> draw(std::size_t i) {
   return i < first.size() ? first[i] : computed_draw(i);
 }
 
+const std::array<double, kPaceSize>& pace_probabilities() {
+  static const auto table = [] {
+    std::array<double, kPaceSize> values{};
+    for (std::size_t g = 0; g < kPaceSize; ++g)
+      values[g] = normal_cdf(-kPaceLimit + kPaceStep * static_cast<double>(g));
+    return values;
+  }();
+  return table;
+}
+
 // Weibull waits W = mean * E^a / Gamma(1 + a), E exponential: exponent a and 1 / Gamma(1 + a) for a given squared
 // coefficient of variation, tabulated because the relation has no closed inverse.
 struct WeibullTable {
@@ -110,44 +120,82 @@ CASCADIA_CLONES Moments moments(std::size_t n, const double* w, const double* ow
   return {sum[0], sum[1], sum[2], sum[3], sum[4], sum[5]};
 }
 
-// r(n) = rate / mu(n), raised to 1/z for bursty arrivals, n = 1..limit; index 0 is unused.
+// For n = 1..limit sequences: mu(n), the pace n / mu(n), and r(n) = rate / mu(n), raised to 1/z for bursty arrivals.
 CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z, const double* __restrict unit_rate,
-                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu) {
+                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu,
+                                  double* __restrict pace) {
   for (std::size_t n = 1; n <= limit; ++n) {
-    mu[n] = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999));
-    ratio[n] = rate / mu[n];
+    const double completions = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999)), inverse = 1.0 / completions;
+    mu[n] = completions;
+    pace[n] = static_cast<double>(static_cast<std::int32_t>(n)) * inverse;
+    ratio[n] = rate * inverse;
   }
   if (inverse_z != 1.0)
     for (std::size_t n = 1; n <= limit; ++n) ratio[n] = fast_pow(ratio[n], inverse_z);
 }
 
+// Quantiles, over the mean, of the pace that arrivals find: n / mu(n) with probability seen[n], linear within a state
+// so that they move smoothly with the rate.
+void pace_quantiles(std::span<const double> pace, std::span<const double> seen,
+                    std::array<double, kPaceSize>& quantiles) {
+  const std::size_t last = seen.size() - 1, limit = pace.size() - 1;
+  double total = 0, mean = 0;
+  for (std::size_t n = 1; n <= last; ++n) {
+    total += seen[n];
+    mean += seen[n] * pace[n];
+  }
+  mean /= total;
+  const auto& probability = pace_probabilities();
+  double mass = 0, low = pace[1];
+  std::size_t g = 0;
+  for (std::size_t n = 1; n <= last && g < kPaceSize; ++n) {
+    const double high = n < limit ? (pace[n] + pace[n + 1]) / 2 : pace[n];
+    for (; g < kPaceSize && probability[g] * total <= mass + seen[n]; ++g)
+      quantiles[g] = (low + (high - low) * (probability[g] * total - mass) / seen[n]) / mean;
+    mass += seen[n];
+    low = high;
+  }
+  for (; g < kPaceSize; ++g) quantiles[g] = low / mean;
+}
+
 struct SampleConstants {
-  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, noise_rate;
+  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, own_share, noise_rate;
 };
 
 // Per cell, arrays of one length.
 struct CellTimes {
-  const double *own, *base, *cap, *pace_variance, *floor, *ceiling;
+  const double *own, *base, *cap, *averaging, *floor, *ceiling;
 };
 
-// One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + noisy decode.
+// Per sample of one row.
+struct NodeRow {
+  const double *wait, *slot, *gauss, *pace_fraction;
+  const std::int32_t* pace_index;
+};
+
+// One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + decode, where decode is
+// steps at the pace found, averaged over the request, plus the prefills of others.
 CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, const CellTimes cell,
-                                const double* __restrict wait_node, const double* __restrict slot_node,
-                                const double* __restrict gauss, double* __restrict latency,
+                                const NodeRow node, const double* __restrict pace, double* __restrict latency,
                                 double* __restrict first_token) {
-  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, noise_rate] = constants;
-  const double* __restrict own = cell.own, * __restrict base = cell.base, * __restrict cap = cell.cap, * __restrict pace_variance = cell.pace_variance, * __restrict floor = cell.floor, * __restrict ceiling = cell.ceiling;
+  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, own_share, noise_rate] =
+      constants;
+  const double* __restrict own = cell.own, * __restrict base = cell.base, * __restrict cap = cell.cap, * __restrict averaging = cell.averaging, * __restrict floor = cell.floor, * __restrict ceiling = cell.ceiling, * __restrict wait_node = node.wait, * __restrict slot_node = node.slot, * __restrict gauss = node.gauss, * __restrict fraction = node.pace_fraction;
+  const std::int32_t* __restrict index = node.pace_index;
   for (std::size_t k = 0; k < n; ++k) {
     const double e = larger(wait_node[k] + wait_shift, 1e-12);
     const double wait = wait_scale * fast_pow(e, wait_exponent);
     const double slot = slot_scale * larger(slot_node[k] + slot_shift, 0.0);
     const double first = wait + own[k];
     const double decode = smaller(base[k] + prefill_rate * first, cap[k]);
-    const double deviation = std::sqrt(pace_variance[k] + noise_rate * (decode + first)) / decode;
+    const double left = pace[index[k]], found = left + fraction[k] * (pace[index[k] + 1] - left);
+    const double mean_steps = base[k] * own_share, steps = mean_steps * (1.0 + averaging[k] * (found - 1.0));
+    const double added = larger(decode - mean_steps, 1e-300);
+    const double deviation = std::sqrt(noise_rate * (decode + first)) / added;
     const double root = larger(1.0 - deviation * deviation / 9 + gauss[k] * deviation / 3, 0.0);
-    const double noisy = smaller(larger(decode * root * root * root, floor[k]), larger(ceiling[k], decode));
+    const double noisy = steps + added * (root * root * root);
     first_token[k] = slot + first;
-    latency[k] = slot + first + noisy;
+    latency[k] = slot + first + smaller(larger(noisy, floor[k]), larger(ceiling[k], decode));
   }
 }
 
@@ -175,19 +223,24 @@ std::vector<double> batch_grid(int max_num_seqs) {
 Nodes::Nodes(std::size_t cells, std::size_t padded) {
   per_cell = std::clamp<std::size_t>(512 / std::max<std::size_t>(cells, 1), 2, 8);
   wait.assign(per_cell * padded, 0);
-  slot = gauss = wait;
+  slot = gauss = pace_fraction = wait;
+  pace_index.assign(wait.size(), 0);
   for (std::size_t k = 0; k < cells; ++k)
     for (std::size_t j = 0; j < per_cell; ++j) {
       const auto [e_wait, e_slot, z] = draw(k * per_cell + j);
       wait[j * padded + k] = e_wait;
       slot[j * padded + k] = e_slot;
       gauss[j * padded + k] = z;
+      const double at = (std::clamp(z, -kPaceLimit, kPaceLimit) + kPaceLimit) / kPaceStep;
+      const double below = std::min(std::floor(at), static_cast<double>(kPaceSize - 2));
+      pace_index[j * padded + k] = static_cast<std::int32_t>(below);
+      pace_fraction[j * padded + k] = at - below;
     }
 }
 
 LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shared_ptr<const Nodes> nodes)
     : cells_(cells.size()),
-      padded_((cells.size() + kLanes - 1) / kLanes * kLanes),
+      padded_(cascadia::padded(cells.size())),
       nodes_(std::move(nodes)),
       gpus_(replica.shape().gpus()),
       max_num_seqs_(replica.limits().max_num_seqs),
@@ -300,41 +353,39 @@ void LoadModel::set_least_work() {
 
 bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch, Chain& result) const {
   const auto limit = static_cast<std::size_t>(load.batch_limit);
-  scratch.ratio.resize(2 * (limit + 1));
-  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1;
-  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu);
+  scratch.ratio.resize(4 * (limit + 1));
+  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1, *pace = mu + limit + 1, *seen = pace + limit + 1;
+  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu, pace);
   const double rho = rate / mu[limit];
   if (!(rho < 1)) return false;
-  double p = 1, sum = 1, sum_n = 0, sum_mu = 0, sum_pace = 0, sum_pace2 = 0;
+  double p = 1, sum = 1, sum_n = 0, sum_mu = 0;
+  std::size_t last = limit;
   for (std::size_t n = 1; n <= limit; ++n) {
     const auto m = static_cast<double>(n);
-    const double pace = m / mu[n];  // an arrival that finds n - 1 running decodes at the pace of n
-    sum_pace += p * pace;
-    sum_pace2 += p * pace * pace;
+    seen[n] = p;  // an arrival that finds n - 1 running decodes at the pace of n
     p *= ratio[n];
     sum += p;
     sum_n += p * m;
     sum_mu += p * mu[n];
-    if (p > 1e200) {  // everything before is negligible by now or shrinks alike
-      const double scale = 1e-200;
-      p *= scale, sum *= scale, sum_n *= scale, sum_mu *= scale, sum_pace *= scale, sum_pace2 *= scale;
+    if (p > 1e200) {
+      constexpr double kScale = 1e-200;
+      p *= kScale, sum *= kScale, sum_n *= kScale, sum_mu *= kScale;
+      for (std::size_t earlier = 1; earlier <= n; ++earlier) seen[earlier] *= kScale;
     }
     if (ratio[n] < 0.999 && p < 1e-14 * sum * (1 - ratio[n])) {
       p = 0;
+      last = n;
       break;
     }
   }
-  const double last = z == 1 ? rho : fast_pow(rho, 1 / z);
-  const double tail = p * last / (1 - last), b = static_cast<double>(limit), total = sum + tail;
-  const double slowest = b / mu[limit];
-  sum_pace += (p + tail) * slowest;
-  sum_pace2 += (p + tail) * slowest * slowest;
+  const double fall = z == 1 ? rho : fast_pow(rho, 1 / z);
+  const double tail = p * fall / (1 - fall), b = static_cast<double>(limit), total = sum + tail;
+  seen[last] += p + tail;
   result.running = (sum_n + tail * b) / total;
   result.pace_s = (sum_n + tail * b) / ((sum_mu + tail * mu[limit]) * load.tokens_out);
-  const double mean = sum_pace / total;
-  result.variance = std::max(0.0, sum_pace2 / total / (mean * mean) - 1);
   result.full = (p + tail) / total;
   result.slot_s = z / (mu[limit] * (1 - rho));
+  pace_quantiles({pace, limit + 1}, {seen, last + 1}, scratch.pace);
   return true;
 }
 
@@ -361,12 +412,12 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const std::size_t n = padded_, nodes = nodes_->per_cell;
   scratch.cell.resize(7 * n);
   double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *base = chunks + n, *cap = base + n,
-         *pace_variance = cap + n, *ceiling = pace_variance + n, *floor = extra;
+         *averaging = cap + n, *ceiling = averaging + n, *floor = extra;
   interpolate(batch.running, load.attention_s, own, extra, chunks);
   const Moments m = moments(n, load.share.data(), own, extra, chunks);
 
   // Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
-  const double busy = std::min(rate * m.own, 0.995), idle_extra = 1 - std::min(rate * m.extra, 0.99);
+  const double busy = std::min(rate * m.own, 0.995), own_share = 1 - std::min(rate * m.extra, 0.99);
   const double own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
   const double plain_wait = rate * m.own2 / 2 / (1 - busy);
   double wait_mean = plain_wait, p_wait = busy;
@@ -382,31 +433,32 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
 
   const double mixed_s = m.own / m.chunks, extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
-  const SampleConstants constants{std::log(p_wait),
-                                  exponent,
-                                  wait_if * scale,
-                                  std::log(std::max(batch.full, 1e-300)),
-                                  batch.slot_s,
-                                  rate * m.extra / idle_extra,
-                                  1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (idle_extra * idle_extra)};
+  const double prefill_rate = rate * m.extra / own_share;
+  const double noise_rate = 1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (own_share * own_share);
+  const SampleConstants constants{
+      std::log(p_wait), exponent,     wait_if * scale, std::log(std::max(batch.full, 1e-300)),
+      batch.slot_s,     prefill_rate, own_share,       noise_rate};
+  const double idle_pace_s = step_s_[1] + load.attention_s;
   for (std::size_t k = 0; k < n; ++k) {
     const double out = tokens_out_[k];
     base[k] = out * batch.pace_s;
     cap[k] = std::max(out * mixed_s, base[k]);
     const double y = out / load.relaxation_tokens;  // decode time over the relaxation time of the batch
-    const double averaging = y < 1e-4 ? 1 - y / 3 : 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y);
-    pace_variance[k] = base[k] * base[k] * batch.variance * averaging;
+    averaging[k] = std::sqrt(y < 1e-4 ? 1 - y / 3 : 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y));
     ceiling[k] = 1.2 * mixed_s * out;
     own[k] += fill_s_[k];
-    floor[k] = 0.9 * step_s_[1] * out;
+    floor[k] = 0.9 * idle_pace_s * out;
   }
   scratch.latency.resize(nodes * n);
   scratch.first.resize(nodes * n);
   double below = 0;  // mass of the samples so far that is no slower than at_most_s
   for (std::size_t j = 0; j < nodes; ++j) {
     double* latency = &scratch.latency[j * n];
-    sample_row(n, constants, {own, base, cap, pace_variance, floor, ceiling}, &nodes_->wait[j * n],
-               &nodes_->slot[j * n], &nodes_->gauss[j * n], latency, &scratch.first[j * n]);
+    const std::size_t at = j * n;
+    sample_row(
+        n, constants, {own, base, cap, averaging, floor, ceiling},
+        {&nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at], &nodes_->pace_fraction[at], &nodes_->pace_index[at]},
+        scratch.pace.data(), latency, &scratch.first[at]);
     if (at_most_s == kInfinity) continue;
     below += mass_up_to(n, 1, load.share.data(), latency, at_most_s);
     const auto rest = static_cast<double>(nodes - j - 1), all = static_cast<double>(nodes);

@@ -2,6 +2,8 @@
 // slot, and the quantile of the mixture over the length cells. tests/reference/load_model.py states the same formulas
 // slowly.
 #pragma once
+#include <array>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <span>
@@ -14,12 +16,18 @@ namespace cascadia {
 
 inline constexpr double kMaxUtilization = 0.999;  // closer to saturation than this counts as unstable
 
-// Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves: then each
-// sample rises with the rate, and so does every quantile.
+// Quantiles of the pace are tabulated at evenly spaced normal deviates.
+inline constexpr double kPaceLimit = 3.5, kPaceStep = 0.25;
+inline constexpr std::size_t kPaceSize = 29;
+
+// Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves, and each of
+// their parts is an increasing quantile of them: so each sample rises with the rate, and every quantile does.
 struct Nodes {
   Nodes(std::size_t cells, std::size_t padded);
   std::size_t per_cell;
   std::vector<double> wait, slot, gauss;  // exponential, exponential, standard normal
+  std::vector<std::int32_t> pace_index;   // where gauss lies in the table of paces, and how far to the next entry
+  std::vector<double> pace_fraction;
 };
 
 // What one vector of shares means for one replica; everything that does not depend on the rate.
@@ -35,7 +43,8 @@ struct Load {
 
 // Buffers of one thread.
 struct Scratch {
-  double running = 0;  // mean number of sequences in the batch, of the last evaluation
+  double running = 0;                    // mean number of sequences in the batch, of the last evaluation
+  std::array<double, kPaceSize> pace{};  // quantiles of the pace over its mean
   std::vector<double> cell, ratio, latency, first;
   std::vector<std::pair<double, double>> bracket;
 };
@@ -65,7 +74,7 @@ class LoadModel {
 
  private:
   struct Chain {
-    double pace_s, variance, running, full, slot_s;
+    double pace_s, running, full, slot_s;
   };
   bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;

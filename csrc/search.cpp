@@ -72,14 +72,17 @@ int Allocation::gpus() const {
   return gpus;
 }
 
-Allocation allocate(std::span<StageLoad* const> stages, int gpus, Scratch& scratch) {
+Allocation allocate(std::span<StageLoad* const> stages, int gpus, std::span<const int> previous_gpus,
+                    Scratch& scratch) {
   std::vector<std::size_t> active(stages.size());
   std::iota(active.begin(), active.end(), std::size_t{0});
   std::vector<Choice> choices(stages.size());
+  const auto before = [&](std::size_t i) { return i < previous_gpus.size() ? previous_gpus[i] : 0; };
   while (!active.empty()) {
     if (!min_max(stages, active, gpus, scratch, choices)) return {};
     const auto slowest = std::max_element(active.begin(), active.end(), [&](std::size_t a, std::size_t b) {
-      return choices[a].latency_s < choices[b].latency_s;
+      if (choices[a].latency_s != choices[b].latency_s) return choices[a].latency_s < choices[b].latency_s;
+      return before(a) > before(b);
     });
     gpus -= choices[*slowest].gpus;
     active.erase(slowest);

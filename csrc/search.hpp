@@ -17,8 +17,9 @@ struct Allocation {
 
 // The paper's program min L, sum f_i <= gpus, l_i(f_i) <= L, solved exactly: each stage needs its smallest f with
 // l_i(f) <= L; bisect on L, then step down over attained values. The slowest stage keeps its GPUs and the others go on
-// with the rest, so spare GPUs go where they help.
-Allocation allocate(std::span<StageLoad* const> stages, int gpus, Scratch& scratch);
+// with the rest, so spare GPUs go where they help. Of equally slow stages the one that had fewer GPUs before stays
+// small.
+Allocation allocate(std::span<StageLoad* const> stages, int gpus, std::span<const int> previous_gpus, Scratch& scratch);
 
 // Largest L below which no allocation exists whose objective is at most `latency_s`, and the GPU counts of each stage
 // that can still matter: from its need at latency_s to its need at that bound. The columns of the proof in HiGHS.

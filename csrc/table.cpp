@@ -11,8 +11,7 @@
 namespace cascadia {
 
 StageModel::StageModel(std::span<const Replica> replicas, const LengthCells& cells) : cells_(cells.size()) {
-  const std::size_t padded = (cells_ + 7) / 8 * 8;
-  const auto nodes = std::make_shared<const Nodes>(cells_, padded);
+  const auto nodes = std::make_shared<const Nodes>(cells_, cascadia::padded(cells_));
   least_gpu_s_.assign(cells_, kUnreachable);
   for (const Replica& replica : replicas) {
     shapes_.emplace_back(replica, cells, nodes);
@@ -65,15 +64,18 @@ int StageLoad::least_replicas(int shape) {
   return s.least_replicas;
 }
 
+double StageLoad::least_work_s(int shape) {
+  Shape& s = shapes_[static_cast<std::size_t>(shape)];
+  if (s.least_work_s < 0)
+    s.least_work_s = dot(share_, model_->shapes()[static_cast<std::size_t>(shape)].least_work_s());
+  return s.least_work_s;
+}
+
 // Whether the work bound alone rules the number out; cheaper than preparing the load.
 bool StageLoad::overloads(int shape, int replicas) {
-  Shape& s = shapes_[static_cast<std::size_t>(shape)];
-  if (s.least_replicas > 0) return replicas < s.least_replicas;
-  if (s.least_work_s < 0) {
-    const auto work_s = model_->shapes()[static_cast<std::size_t>(shape)].least_work_s();
-    s.least_work_s = dot(share_, work_s);
-  }
-  return s.least_work_s * traffic_.rate_per_s > traffic_.max_utilization * replicas * (1 + 1e-9);
+  const int least = shapes_[static_cast<std::size_t>(shape)].least_replicas;
+  if (least > 0) return replicas < least;
+  return least_work_s(shape) * traffic_.rate_per_s > traffic_.max_utilization * replicas * (1 + 1e-9);
 }
 
 int StageLoad::count_least_replicas(int shape) {

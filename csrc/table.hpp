@@ -59,6 +59,7 @@ class StageLoad {
   // What is above `at_most_s` may come back as +inf.
   double latency_s(int shape, int replicas, Scratch& scratch, double at_most_s = kUnreachable);
   double capacity_per_s(int shape);  // of one replica, at utilisation 1
+  double least_work_s(int shape);    // seconds per request entering the cascade, at least; needs no load prepared
   // Fewest GPUs, at most `gpus`, with p95 <= limit (or < limit).
   Choice need(double limit_s, bool strictly, int gpus, Scratch& scratch);
   // Some p95 below the limit on at most `gpus` GPUs where there is one, else the limit itself or something above.

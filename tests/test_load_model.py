@@ -133,7 +133,9 @@ def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
         quality=np.array([50.0]),
         levels=[],
         routings=np.zeros((1, 0), np.int32),
-        traffic=_core.Traffic(rate_per_s=rate_per_s / case.share.sum(), scv=1 + (case.scv - 1) / case.share.sum()),
+        traffic=_core.Traffic(
+            rate_per_s=rate_per_s / case.share.sum(), scv=1 + (max(case.scv, 1.0) - 1) / case.share.sum()
+        ),
     )
     detail, expected = search.evaluate(0, 0, 0, 1), slow(case, rate_per_s)
     assert detail["utilization"] == pytest.approx(expected.utilization, rel=1e-9)
@@ -221,7 +223,7 @@ def test_scaling_the_shares_changes_nothing() -> None:
         ({"tokens_in": np.array([1.0, 2.0])}, "2 prompt and 3 answer lengths"),
         ({"tokens_in": np.array([1.0, math.nan, 2.0])}, "cell 1 has nan prompt"),
         ({"tokens_out": np.array([1.0, 2.0, 0.0])}, "cell 2 has .* 0.000000 answer tokens"),
-        ({"share": np.array([0.5, 0.5])}, r"share must have shape \(rates, cells\) = \(1, 3\)"),
+        ({"share": np.array([0.5, 0.5])}, r"share must have shape \(rows, 3\)"),
     ],
 )
 def test_wrong_cells_get_a_sentence(changes: dict[str, Any], message: str) -> None:

@@ -1,7 +1,7 @@
 """Cascades small enough to try everything: every routing on every allocation of GPUs to replicas of every shape.
 
-Only the p95 of one replica comes from the native core (``load_model.py`` is its oracle), so answers can be compared bit
-for bit; how arrivals are thinned, what the utilisation cap allows and what is best are written here once more.
+Only single p95s come from the native core (``load_model.py`` is their oracle), so answers can be compared bit for bit;
+how arrivals are thinned, what the utilisation cap allows and what is best are written here once more.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ class Cascade:
         """p95 of a stage whose requests are split at random over its replicas; +inf above the utilisation cap."""
         tokens_in, tokens_out = self.cells[stage]
         engine, row = self.replicas[stage][shape], share[None]
-        reach = float(np.add.accumulate(share)[-1])  # one after the other, as the core adds
+        reach = float(share.sum())
         rate_per_s = self.rate_per_s * reach / replicas
         (capacity_per_s,) = _core.capacities(replica=engine, tokens_in=tokens_in, tokens_out=tokens_out, share=row)
         if rate_per_s > self.max_utilization * capacity_per_s:
             return math.inf
-        (latency_s,) = _core.latency_quantiles(
+        (expected_s,) = _core.latency_quantiles(
             replica=engine,
             tokens_in=tokens_in,
             tokens_out=tokens_out,
@@ -153,7 +153,19 @@ class Cascade:
             rate_per_s=np.array([rate_per_s]),
             arrival_scv=1 + (self.scv - 1) * reach / replicas,
         )
-        return float(latency_s)
+        # The same from one evaluation by a search of nothing else, which adds up shares in the core's own order.
+        alone = _core.CascadeSearch(
+            replicas=[[engine]],
+            cells=[(tokens_in, tokens_out)],
+            share=[row],
+            quality=np.zeros(1),
+            levels=[],
+            routings=np.zeros((1, 0), np.int32),
+            traffic=_core.Traffic(rate_per_s=self.rate_per_s, scv=self.scv, max_utilization=self.max_utilization),
+        )
+        latency_s = alone.evaluate(0, 0, 0, replicas)["p95_s"]
+        assert math.isclose(latency_s, expected_s, rel_tol=1e-6)
+        return latency_s
 
     def options(self, routing: int, stage: int, gpus: int) -> list[Option]:
         """Everything a stage can run on at most `gpus` GPUs and stay below the utilisation cap."""

@@ -1,9 +1,10 @@
 """The load model of one replica in plain NumPy: slow, readable, written from the formulas and not from the C++.
 
 A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot,
-and the quantile of the mixture over length cells. Three choices keep it cheap and monotone in the rate: waits are Weibull
-with the right two moments (no special function in a quantile), noise on decode times is gamma by Wilson-Hilferty, and
-samples keep their own random numbers while the rate moves, so every sample, hence every quantile, rises with the rate.
+and the quantile of the mixture over length cells. Searches rely on it to rise with the rate, so every sample does: it
+keeps its own random numbers while the rate moves, and each of its parts is an increasing quantile of them, the wait
+(Weibull with the right two moments), the pace an arrival finds in the chain, and the prefills it meets (gamma, by
+Wilson-Hilferty). Noise of a mean and a variance would not do: its low quantiles fall as the variance grows.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from scipy.special import gamma as gamma_function
 from scipy.stats import norm
 
 NODE_STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)  # R3 low-discrepancy sequence
+
+PACE_GRID = np.linspace(-3.5, 3.5, 29)
 
 
 class Engine(Protocol):
@@ -60,6 +63,13 @@ def weibull_exponent(scv: float) -> float:
         else:
             lo = mid
     return (lo + hi) / 2
+
+
+def pace_quantiles(pace_s, probability):
+    """Quantiles of the pace at the deviates of PACE_GRID, linear within a state so that they move smoothly."""
+    edges = np.r_[pace_s[0], (pace_s[1:] + pace_s[:-1]) / 2, pace_s[-1]]
+    mass = np.r_[0, np.cumsum(probability)]
+    return np.interp(norm.cdf(PACE_GRID), mass / mass[-1], edges)
 
 
 def evaluate(
@@ -108,11 +118,10 @@ def evaluate(
     p, tail = p / (p.sum() + tail), tail / (p.sum() + tail)
     running = float((p * n).sum() + tail * limit)
     pace = running / (float((p * mu).sum() + tail * mu[limit]) * out)
-    seen = p[:-1].copy()
+    seen = p[:-1].copy()  # what an arrival finds; it decodes at the pace of one sequence more
     seen[-1] += p[limit] + tail
     pace_n = n[1:] / (mu[1:] * out)
-    mean_pace = float((seen * pace_n).sum())
-    var_pace = float((seen * (pace_n - mean_pace) ** 2).sum()) / mean_pace**2
+    pace_at = pace_quantiles(pace_n, seen) / float((seen * pace_n).sum())
     p_full = float(tail + p[limit])
 
     at = lambda table: np.array([np.interp(running, grid, table[:, k]) for k in range(len(tin))])  # noqa: E731
@@ -141,18 +150,19 @@ def evaluate(
     k = i // nodes
     wait = m * np.maximum(exponential[0] + np.log(p_wait), 0) ** a / gamma_function(1 + a)
     slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * z / (mu[limit] * (1 - rho))
-    fill = np.array([engine.fill_s(t) for t in tin])
+    fill = np.array([engine.fill_s(min(t, engine.max_batched_tokens)) for t in tin])  # later chunks follow in step
     first = wait + pre[k] + fill[k]
     base, mixed = tout * pace, m1 / mean(c_now)
     cap = np.maximum(tout * mixed, base)
     decode = np.minimum(base[k] + lam * first * mean(x) / (1 - busy_x), cap[k])
     y = tout * out / mean(tout**2)  # decode time over the relaxation time of the batch
-    phi = 2 * (y - 1 + np.exp(-y)) / y**2
+    averaging = np.sqrt(2 * (y - 1 + np.exp(-y)) / y**2)
+    own_share = 1 - busy_x  # of the decode time; the rest goes to prefills of others
+    steps = base[k] * own_share * (1 + averaging[k] * (np.interp(gauss, PACE_GRID, pace_at) - 1))
+    added = np.maximum(decode - base[k] * own_share, 1e-300)
     var_x = mean(x**2) - mean(x) ** 2
-    variance = (base**2 * var_pace * phi)[k]
-    variance = variance + 1.5 * lam * (var_x + c2 * mean(x) ** 2) * (decode + first) / (1 - busy_x) ** 2
-    v = variance / decode**2
-    noisy = decode * np.maximum(1 - v / 9 + gauss * np.sqrt(v) / 3, 0) ** 3
+    v = 1.5 * lam * (var_x + c2 * mean(x) ** 2) * (decode + first) / (own_share * added) ** 2
+    noisy = steps + added * np.maximum(1 - v / 9 + gauss * np.sqrt(v) / 3, 0) ** 3
     idle_pace = step[min(1, limit)]
     noisy = np.minimum(np.maximum(noisy, 0.9 * idle_pace * tout[k]), np.maximum(1.2 * mixed * tout[k], decode))
     latency = slot + first + noisy
