@@ -1,6 +1,6 @@
-"""Generates the README's table of results, between its two markers, from a run of the benchmarks.
+"""Generates what the README prints, between markers: the example's plan, and the table of results from the benchmarks.
 
-python benchmarks/tables.py                    run the benchmarks, then write the table
+python benchmarks/tables.py                    run the benchmarks, then write both
 python benchmarks/tables.py RUN.json           write the table of a run (pytest --benchmark-json=RUN.json)
 python benchmarks/tables.py RUN.json --check   exit 1 unless the README holds exactly that table
 python benchmarks/tables.py --check            exit 1 unless the README holds these rows, whatever was measured
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+EXAMPLE_BEGIN, EXAMPLE_END = "<!-- example:begin -->", "<!-- example:end -->"
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
 
@@ -218,11 +220,20 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def split_readme(text: str) -> tuple[str, str, str]:
-    """Return what comes before the table, the table with its markers, and what comes after."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise Missing(f"{README.name} needs one line {BEGIN} and one line {END} after it")
-    begin, end = text.index(BEGIN), text.index(END) + len(END)
+def example() -> str:
+    """Return the built-in example's plan as the command prints it, with its markers."""
+    command = [str(Path(sys.executable).with_name("cascadia-fast")), "plan"]
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)  # the first run compiles
+    made = subprocess.run(command, env=environment, check=True, capture_output=True, encoding="utf-8").stdout
+    return f"{EXAMPLE_BEGIN}\n```text\n$ cascadia-fast plan\n{made.rstrip()}\n```\n{EXAMPLE_END}"
+
+
+def split_readme(text: str, begin_mark: str = BEGIN, end_mark: str = END) -> tuple[str, str, str]:
+    """Return what comes before the marked block, the block with its markers, and what comes after."""
+    if text.count(begin_mark) != 1 or text.count(end_mark) != 1 or text.index(begin_mark) > text.index(end_mark):
+        raise Missing(f"{README.name} needs one line {begin_mark} and one line {end_mark} after it")
+    begin, end = text.index(begin_mark), text.index(end_mark) + len(end_mark)
     return text[:begin], text[begin:end], text[end:]
 
 
@@ -254,7 +265,9 @@ def main() -> int:
             path = arguments.run or Path(folder) / "run.json"
             if arguments.run is None:
                 run_benchmarks(path)
-            README.write_text(before + block(Run.read(path)) + after, encoding="utf-8")
+            text = before + block(Run.read(path)) + after
+            before, _, after = split_readme(text, EXAMPLE_BEGIN, EXAMPLE_END)
+            README.write_text(before + example() + after, encoding="utf-8")
     except (Missing, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
