@@ -49,11 +49,11 @@ std::array<double, 3> draw(std::size_t i) {
   return i < first.size() ? first[i] : computed_draw(i);
 }
 
-const std::array<double, kPaceSize>& pace_probabilities() {
+const std::array<double, kDeviates>& deviate_probabilities() {
   static const auto table = [] {
-    std::array<double, kPaceSize> values{};
-    for (std::size_t g = 0; g < kPaceSize; ++g)
-      values[g] = normal_cdf(-kPaceLimit + kPaceStep * static_cast<double>(g));
+    std::array<double, kDeviates> values{};
+    for (std::size_t g = 0; g < kDeviates; ++g)
+      values[g] = normal_cdf(-kDeviateLimit + kDeviateSpacing * static_cast<double>(g));
     return values;
   }();
   return table;
@@ -120,82 +120,86 @@ CASCADIA_CLONES Moments moments(std::size_t n, const double* w, const double* ow
   return {sum[0], sum[1], sum[2], sum[3], sum[4], sum[5]};
 }
 
-// For n = 1..limit sequences: mu(n), the pace n / mu(n), and r(n) = rate / mu(n), raised to 1/z for bursty arrivals.
+// For n = 1..limit sequences: mu(n), and r(n) = rate / mu(n), raised to 1/z for bursty arrivals.
 CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z, const double* __restrict unit_rate,
-                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu,
-                                  double* __restrict pace) {
+                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu) {
   for (std::size_t n = 1; n <= limit; ++n) {
-    const double completions = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999)), inverse = 1.0 / completions;
-    mu[n] = completions;
-    pace[n] = static_cast<double>(static_cast<std::int32_t>(n)) * inverse;
-    ratio[n] = rate * inverse;
+    mu[n] = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999));
+    ratio[n] = rate / mu[n];
   }
   if (inverse_z != 1.0)
     for (std::size_t n = 1; n <= limit; ++n) ratio[n] = fast_pow(ratio[n], inverse_z);
 }
 
-// Quantiles, over the mean, of the pace that arrivals find: n / mu(n) with probability seen[n], linear within a state
-// so that they move smoothly with the rate.
-void pace_quantiles(std::span<const double> pace, std::span<const double> seen,
-                    std::array<double, kPaceSize>& quantiles) {
-  const std::size_t last = seen.size() - 1, limit = pace.size() - 1;
+// Quantiles and mean of the step time that arrivals find: step_s[n] with probability seen[n], linear within a state so
+// that they move smoothly with the rate.
+double step_quantiles(std::span<const double> step_s, std::span<const double> seen,
+                      std::array<double, kDeviates>& quantiles) {
+  const std::size_t last = seen.size() - 1, limit = step_s.size() - 1;
   double total = 0, mean = 0;
   for (std::size_t n = 1; n <= last; ++n) {
     total += seen[n];
-    mean += seen[n] * pace[n];
+    mean += seen[n] * step_s[n];
   }
-  mean /= total;
-  const auto& probability = pace_probabilities();
-  double mass = 0, low = pace[1];
+  const auto& probability = deviate_probabilities();
+  double mass = 0, low = step_s[1];
   std::size_t g = 0;
-  for (std::size_t n = 1; n <= last && g < kPaceSize; ++n) {
-    const double high = n < limit ? (pace[n] + pace[n + 1]) / 2 : pace[n];
-    for (; g < kPaceSize && probability[g] * total <= mass + seen[n]; ++g)
-      quantiles[g] = (low + (high - low) * (probability[g] * total - mass) / seen[n]) / mean;
+  for (std::size_t n = 1; n <= last && g < kDeviates; ++n) {
+    const double high = n < limit ? (step_s[n] + step_s[n + 1]) / 2 : step_s[n];
+    for (; g < kDeviates && probability[g] * total <= mass + seen[n]; ++g)
+      quantiles[g] = low + (high - low) * (probability[g] * total - mass) / seen[n];
     mass += seen[n];
     low = high;
   }
-  for (; g < kPaceSize; ++g) quantiles[g] = low / mean;
+  for (; g < kDeviates; ++g) quantiles[g] = low;
+  return mean / total;
 }
 
 struct SampleConstants {
-  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, own_share, noise_rate;
+  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, added_share, added_scale_s;
 };
 
 // Per cell, arrays of one length.
 struct CellTimes {
-  const double *own, *base, *cap, *averaging, *floor, *ceiling;
+  const double *tokens_out, *own, *averaging, *floor, *ceiling;
 };
 
 // Per sample of one row.
 struct NodeRow {
-  const double *wait, *slot, *gauss, *pace_fraction;
-  const std::int32_t* pace_index;
+  const double *wait, *slot, *gauss, *table_fraction;
+  const std::int32_t* table_index;
 };
 
-// One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + decode, where decode is
-// steps at the pace found, averaged over the request, plus the prefills of others.
+// One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + decode. Decode is steps,
+// at the length found and averaged over the request, plus the prefills of others, gamma by Wilson-Hilferty.
 CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, const CellTimes cell,
-                                const NodeRow node, const double* __restrict pace, double* __restrict latency,
+                                const NodeRow node, const double* __restrict step_s, double* __restrict latency,
                                 double* __restrict first_token) {
-  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, prefill_rate, own_share, noise_rate] =
+  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, added_share, added_scale_s] =
       constants;
-  const double* __restrict own = cell.own, * __restrict base = cell.base, * __restrict cap = cell.cap, * __restrict averaging = cell.averaging, * __restrict floor = cell.floor, * __restrict ceiling = cell.ceiling, * __restrict wait_node = node.wait, * __restrict slot_node = node.slot, * __restrict gauss = node.gauss, * __restrict fraction = node.pace_fraction;
-  const std::int32_t* __restrict index = node.pace_index;
+  const double* __restrict tokens_out = cell.tokens_out;
+  const double* __restrict own = cell.own;
+  const double* __restrict averaging = cell.averaging;
+  const double* __restrict floor = cell.floor;
+  const double* __restrict ceiling = cell.ceiling;
+  const double* __restrict wait_node = node.wait;
+  const double* __restrict slot_node = node.slot;
+  const double* __restrict gauss = node.gauss;
+  const double* __restrict fraction = node.table_fraction;
+  const std::int32_t* __restrict index = node.table_index;
   for (std::size_t k = 0; k < n; ++k) {
     const double e = larger(wait_node[k] + wait_shift, 1e-12);
     const double wait = wait_scale * fast_pow(e, wait_exponent);
     const double slot = slot_scale * larger(slot_node[k] + slot_shift, 0.0);
     const double first = wait + own[k];
-    const double decode = smaller(base[k] + prefill_rate * first, cap[k]);
-    const double left = pace[index[k]], found = left + fraction[k] * (pace[index[k] + 1] - left);
-    const double mean_steps = base[k] * own_share, steps = mean_steps * (1.0 + averaging[k] * (found - 1.0));
-    const double added = larger(decode - mean_steps, 1e-300);
-    const double deviation = std::sqrt(noise_rate * (decode + first)) / added;
+    const double left = step_s[index[k]], found = left + fraction[k] * (step_s[index[k] + 1] - left);
+    const double steps = tokens_out[k] * (mean_step_s + averaging[k] * (found - mean_step_s));
+    const double added = larger(added_share * (tokens_out[k] * mean_step_s + first), 1e-300);
+    const double deviation = std::sqrt(added_scale_s / added);
     const double root = larger(1.0 - deviation * deviation / 9 + gauss[k] * deviation / 3, 0.0);
-    const double noisy = steps + added * (root * root * root);
+    const double decode = steps + added * (root * root * root);
     first_token[k] = slot + first;
-    latency[k] = slot + first + smaller(larger(noisy, floor[k]), larger(ceiling[k], decode));
+    latency[k] = slot + first + smaller(larger(decode, floor[k]), ceiling[k]);
   }
 }
 
@@ -223,18 +227,18 @@ std::vector<double> batch_grid(int max_num_seqs) {
 Nodes::Nodes(std::size_t cells, std::size_t padded) {
   per_cell = std::clamp<std::size_t>(512 / std::max<std::size_t>(cells, 1), 2, 8);
   wait.assign(per_cell * padded, 0);
-  slot = gauss = pace_fraction = wait;
-  pace_index.assign(wait.size(), 0);
+  slot = gauss = table_fraction = wait;
+  table_index.assign(wait.size(), 0);
   for (std::size_t k = 0; k < cells; ++k)
     for (std::size_t j = 0; j < per_cell; ++j) {
       const auto [e_wait, e_slot, z] = draw(k * per_cell + j);
       wait[j * padded + k] = e_wait;
       slot[j * padded + k] = e_slot;
       gauss[j * padded + k] = z;
-      const double at = (std::clamp(z, -kPaceLimit, kPaceLimit) + kPaceLimit) / kPaceStep;
-      const double below = std::min(std::floor(at), static_cast<double>(kPaceSize - 2));
-      pace_index[j * padded + k] = static_cast<std::int32_t>(below);
-      pace_fraction[j * padded + k] = at - below;
+      const double at = (std::clamp(z, -kDeviateLimit, kDeviateLimit) + kDeviateLimit) / kDeviateSpacing;
+      const double below = std::min(std::floor(at), static_cast<double>(kDeviates - 2));
+      table_index[j * padded + k] = static_cast<std::int32_t>(below);
+      table_fraction[j * padded + k] = at - below;
     }
 }
 
@@ -307,11 +311,13 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
   load.batch_limit = static_cast<int>(std::clamp(fit, 1.0, static_cast<double>(max_num_seqs_)));
 
   const auto limit = static_cast<std::size_t>(load.batch_limit);
+  load.step_s.resize(limit + 1);
   load.unit_rate.resize(limit + 1);
   load.mean_extra.resize(limit + 1);
   for (std::size_t n = 0; n <= limit; ++n) {
     const auto m = static_cast<double>(n);
-    load.unit_rate[n] = m / (load.tokens_out * (step_s_[n] + m * load.attention_s));
+    load.step_s[n] = step_s_[n] + m * load.attention_s;
+    load.unit_rate[n] = m / (load.tokens_out * load.step_s[n]);
   }
   double left = dot({w, padded_}, {extra_s_.data(), padded_});
   for (std::size_t j = 0; j + 1 < grid_.size() && grid_[j] <= static_cast<double>(limit); ++j) {
@@ -353,16 +359,16 @@ void LoadModel::set_least_work() {
 
 bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch, Chain& result) const {
   const auto limit = static_cast<std::size_t>(load.batch_limit);
-  scratch.ratio.resize(4 * (limit + 1));
-  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1, *pace = mu + limit + 1, *seen = pace + limit + 1;
-  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu, pace);
+  scratch.ratio.resize(3 * (limit + 1));
+  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1, *seen = mu + limit + 1;
+  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu);
   const double rho = rate / mu[limit];
   if (!(rho < 1)) return false;
   double p = 1, sum = 1, sum_n = 0, sum_mu = 0;
   std::size_t last = limit;
   for (std::size_t n = 1; n <= limit; ++n) {
     const auto m = static_cast<double>(n);
-    seen[n] = p;  // an arrival that finds n - 1 running decodes at the pace of n
+    seen[n] = p;  // an arrival that finds n - 1 running decodes in steps of n
     p *= ratio[n];
     sum += p;
     sum_n += p * m;
@@ -385,7 +391,7 @@ bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch,
   result.pace_s = (sum_n + tail * b) / ((sum_mu + tail * mu[limit]) * load.tokens_out);
   result.full = (p + tail) / total;
   result.slot_s = z / (mu[limit] * (1 - rho));
-  pace_quantiles({pace, limit + 1}, {seen, last + 1}, scratch.pace);
+  result.mean_step_s = step_quantiles(load.step_s, {seen, last + 1}, scratch.step_s);
   return true;
 }
 
@@ -410,21 +416,20 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   scratch.running = batch.running;
 
   const std::size_t n = padded_, nodes = nodes_->per_cell;
-  scratch.cell.resize(7 * n);
-  double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *base = chunks + n, *cap = base + n,
-         *averaging = cap + n, *ceiling = averaging + n, *floor = extra;
+  scratch.cell.resize(6 * n);
+  double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *averaging = chunks + n,
+         *floor = averaging + n, *ceiling = floor + n;
   interpolate(batch.running, load.attention_s, own, extra, chunks);
   const Moments m = moments(n, load.share.data(), own, extra, chunks);
 
   // Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
-  const double busy = std::min(rate * m.own, 0.995), own_share = 1 - std::min(rate * m.extra, 0.99);
+  const double busy = std::min(rate * m.own, 0.995), free_share = 1 - std::min(rate * m.extra, 0.99);
   const double own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
   const double plain_wait = rate * m.own2 / 2 / (1 - busy);
   double wait_mean = plain_wait, p_wait = busy;
   if (c2 > 1) {
     wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) * std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
-    p_wait += (c2 - 1) * busy * (1 - busy) * (1 + c2 + busy * own_scv) /
-              (1 + busy * (own_scv - 1) + busy * busy * (4 * c2 + own_scv));
+    p_wait += (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy * busy * (4 * c2 + own_scv));
     p_wait = std::min(p_wait, 1.0);
   }
   const double rise = wait_mean / plain_wait;
@@ -432,22 +437,22 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const double wait_if = wait_mean / p_wait;
   const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
 
-  const double mixed_s = m.own / m.chunks, extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
-  const double prefill_rate = rate * m.extra / own_share;
-  const double noise_rate = 1.5 * rate * (extra_variance + c2 * m.extra * m.extra) / (own_share * own_share);
+  // As many prefills of others as arrive while a request decodes, each delaying its steps further.
+  const double added_share = rate * m.extra / free_share;
+  const double extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
+  const double added_scale_s = 1.5 * (extra_variance + c2 * m.extra * m.extra) / std::max(m.extra, 1e-300) /
+                               (free_share * std::sqrt(free_share));
   const SampleConstants constants{
-      std::log(p_wait), exponent,     wait_if * scale, std::log(std::max(batch.full, 1e-300)),
-      batch.slot_s,     prefill_rate, own_share,       noise_rate};
-  const double idle_pace_s = step_s_[1] + load.attention_s;
+      std::log(p_wait), exponent,          wait_if * scale, std::log(std::max(batch.full, 1e-300)),
+      batch.slot_s,     batch.mean_step_s, added_share,     added_scale_s};
+  const double slowest_s = std::max(1.1 * m.own / m.chunks, batch.pace_s);  // every step carries a chunk
   for (std::size_t k = 0; k < n; ++k) {
     const double out = tokens_out_[k];
-    base[k] = out * batch.pace_s;
-    cap[k] = std::max(out * mixed_s, base[k]);
     const double y = out / load.relaxation_tokens;  // decode time over the relaxation time of the batch
     averaging[k] = std::sqrt(y < 1e-4 ? 1 - y / 3 : 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y));
-    ceiling[k] = 1.2 * mixed_s * out;
+    floor[k] = 0.9 * load.step_s[1] * out;
+    ceiling[k] = slowest_s * out;
     own[k] += fill_s_[k];
-    floor[k] = 0.9 * idle_pace_s * out;
   }
   scratch.latency.resize(nodes * n);
   scratch.first.resize(nodes * n);
@@ -455,10 +460,10 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   for (std::size_t j = 0; j < nodes; ++j) {
     double* latency = &scratch.latency[j * n];
     const std::size_t at = j * n;
-    sample_row(
-        n, constants, {own, base, cap, averaging, floor, ceiling},
-        {&nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at], &nodes_->pace_fraction[at], &nodes_->pace_index[at]},
-        scratch.pace.data(), latency, &scratch.first[at]);
+    sample_row(n, constants, {tokens_out_.data(), own, averaging, floor, ceiling},
+               {&nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at], &nodes_->table_fraction[at],
+                &nodes_->table_index[at]},
+               scratch.step_s.data(), latency, &scratch.first[at]);
     if (at_most_s == kInfinity) continue;
     below += mass_up_to(n, 1, load.share.data(), latency, at_most_s);
     const auto rest = static_cast<double>(nodes - j - 1), all = static_cast<double>(nodes);

@@ -16,9 +16,9 @@ namespace cascadia {
 
 inline constexpr double kMaxUtilization = 0.999;  // closer to saturation than this counts as unstable
 
-// Quantiles of the pace are tabulated at evenly spaced normal deviates.
-inline constexpr double kPaceLimit = 3.5, kPaceStep = 0.25;
-inline constexpr std::size_t kPaceSize = 29;
+// Quantiles of the step time are tabulated at evenly spaced normal deviates.
+inline constexpr double kDeviateLimit = 3.5, kDeviateSpacing = 0.25;
+inline constexpr std::size_t kDeviates = 29;
 
 // Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves, and each of
 // their parts is an increasing quantile of them: so each sample rises with the rate, and every quantile does.
@@ -26,8 +26,8 @@ struct Nodes {
   Nodes(std::size_t cells, std::size_t padded);
   std::size_t per_cell;
   std::vector<double> wait, slot, gauss;  // exponential, exponential, standard normal
-  std::vector<std::int32_t> pace_index;   // where gauss lies in the table of paces, and how far to the next entry
-  std::vector<double> pace_fraction;
+  std::vector<std::int32_t> table_index;  // where gauss lies in the table of step times, and how far to the next entry
+  std::vector<double> table_fraction;
 };
 
 // What one vector of shares means for one replica; everything that does not depend on the rate.
@@ -37,14 +37,15 @@ struct Load {
   double capacity_per_s = 0;                          // largest stable rate
   int batch_limit = 0;
   std::vector<double> share;       // padded, sums to 1
-  std::vector<double> unit_rate;   // n / (tokens_out * step(n)), n = 0..batch_limit: completions per second
+  std::vector<double> step_s;      // decode step with n sequences, n = 0..batch_limit
+  std::vector<double> unit_rate;   // n / (tokens_out * step_s(n)): completions per second
   std::vector<double> mean_extra;  // prefill seconds beyond the decode steps they replace, with n sequences running
 };
 
 // Buffers of one thread.
 struct Scratch {
-  double running = 0;                    // mean number of sequences in the batch, of the last evaluation
-  std::array<double, kPaceSize> pace{};  // quantiles of the pace over its mean
+  double running = 0;                      // mean number of sequences in the batch, of the last evaluation
+  std::array<double, kDeviates> step_s{};  // quantiles of the step time that arrivals find
   std::vector<double> cell, ratio, latency, first;
   std::vector<std::pair<double, double>> bracket;
 };
@@ -74,7 +75,7 @@ class LoadModel {
 
  private:
   struct Chain {
-    double pace_s, running, full, slot_s;
+    double pace_s, mean_step_s, running, full, slot_s;
   };
   bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;

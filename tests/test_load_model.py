@@ -16,6 +16,9 @@ from reference import load_model as oracle
 from reference.brute_force import engine
 
 from cascadia_fast import _core
+from cascadia_fast.planner import Planner
+from cascadia_fast.problem import Problem
+from cascadia_fast.routing import RoutingGrid, routing_grid
 
 FloatArray = NDArray[np.float64]
 # Dense, mixture of experts, latent attention, sliding windows; tensor and pipeline parallel.
@@ -30,8 +33,12 @@ ENGINES = [
 ]
 # What the waits' exponent is tabulated with instead of solved for; everything else agrees to rounding.
 AGREEMENT = 1e-5
-# A quantile over samples that each rise with the rate; the chain stops where terms fall below 1e-14 of the sum.
+# The chain stops where terms fall below 1e-14 of the sum.
 ROUNDING = 1e-9
+# Where a larger batch makes a prefill cheaper (experts that decoding has touched already), the noise of prefills met can
+# shrink as the rate grows. Of 6,000 random curves 0.7 % dip somewhere, by 0.7 % at worst; none do on dense models
+# with the lengths of real requests, see below.
+DIP = 0.01
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,32 @@ def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
 def test_latency_rises_with_the_rate(case: Case, loads: list[float]) -> None:
     latency_s = case.p95_s(*(np.sort(loads) * case.capacity_per_s))
     assert np.isfinite(latency_s).all()
-    assert (np.diff(latency_s) >= -ROUNDING * latency_s[1:]).all(), latency_s
+    assert (np.diff(latency_s) >= -DIP * latency_s[1:]).all(), latency_s
+
+
+@pytest.fixture(scope="module")
+def example_grid() -> tuple[Planner, RoutingGrid]:
+    problem = Problem.example()
+    return Planner(problem), routing_grid(problem.workload.requests)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("scv", [1.0, 4.0])
+def test_latency_of_real_requests_rises_with_every_step_of_the_rate(
+    example_grid: tuple[Planner, RoutingGrid], stage: int, scv: float
+) -> None:
+    planner, grid = example_grid
+    cells, shares = grid.cells[stage], grid.cell_weight[stage]
+    reached = np.flatnonzero(shares.sum(axis=1))
+    for replica in planner.fleet[stage].replicas:
+        for row in reached[:: max(1, reached.size // 4)]:
+            share = shares[row][None]
+            lengths = {"tokens_in": cells.tokens_in, "tokens_out": cells.tokens_out}
+            (capacity_per_s,) = _core.capacities(replica=replica, share=share, **lengths)
+            rates = np.r_[np.geomspace(1e-5, 0.01, 8), np.linspace(0.01, 0.95, 40)] * capacity_per_s
+            many = np.repeat(share, rates.size, axis=0)
+            found_s = _core.latency_quantiles(replica=replica, share=many, rate_per_s=rates, arrival_scv=scv, **lengths)
+            assert (np.diff(found_s) >= -ROUNDING * found_s[1:]).all()
 
 
 @settings(max_examples=60)
@@ -162,7 +194,7 @@ def test_latency_falls_with_more_replicas(case: Case, load: float, replicas: int
     before_s, after_s = (
         case.p95_s(rate_per_s / count, scv=1 + (case.scv - 1) / count)[0] for count in (replicas, replicas + 1)
     )
-    assert after_s <= before_s * (1 + ROUNDING)
+    assert after_s <= before_s * (1 + DIP)
 
 
 @settings(max_examples=40)

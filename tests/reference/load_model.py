@@ -3,7 +3,7 @@
 A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot,
 and the quantile of the mixture over length cells. Searches rely on it to rise with the rate, so every sample does: it
 keeps its own random numbers while the rate moves, and each of its parts is an increasing quantile of them, the wait
-(Weibull with the right two moments), the pace an arrival finds in the chain, and the prefills it meets (gamma, by
+(Weibull with the right two moments), the step time an arrival finds in the chain, and the prefills it meets (gamma, by
 Wilson-Hilferty). Noise of a mean and a variance would not do: its low quantiles fall as the variance grows.
 """
 
@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 NODE_STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)  # R3 low-discrepancy sequence
 
-PACE_GRID = np.linspace(-3.5, 3.5, 29)
+STEP_GRID = np.linspace(-3.5, 3.5, 29)
 
 
 class Engine(Protocol):
@@ -65,11 +65,11 @@ def weibull_exponent(scv: float) -> float:
     return (lo + hi) / 2
 
 
-def pace_quantiles(pace_s, probability):
-    """Quantiles of the pace at the deviates of PACE_GRID, linear within a state so that they move smoothly."""
-    edges = np.r_[pace_s[0], (pace_s[1:] + pace_s[:-1]) / 2, pace_s[-1]]
+def step_quantiles(step_s, probability):
+    """Quantiles of the step time at the deviates of STEP_GRID, linear within a state so that they move smoothly."""
+    edges = np.r_[step_s[0], (step_s[1:] + step_s[:-1]) / 2, step_s[-1]]
     mass = np.r_[0, np.cumsum(probability)]
-    return np.interp(norm.cdf(PACE_GRID), mass / mass[-1], edges)
+    return np.interp(norm.cdf(STEP_GRID), mass / mass[-1], edges)
 
 
 def evaluate(
@@ -118,10 +118,10 @@ def evaluate(
     p, tail = p / (p.sum() + tail), tail / (p.sum() + tail)
     running = float((p * n).sum() + tail * limit)
     pace = running / (float((p * mu).sum() + tail * mu[limit]) * out)
-    seen = p[:-1].copy()  # what an arrival finds; it decodes at the pace of one sequence more
+    seen = p[:-1].copy()  # an arrival that finds n - 1 sequences decodes in steps of n
     seen[-1] += p[limit] + tail
-    pace_n = n[1:] / (mu[1:] * out)
-    pace_at = pace_quantiles(pace_n, seen) / float((seen * pace_n).sum())
+    seen /= seen.sum()
+    mean_step, step_at = float(seen @ step[1:]), step_quantiles(step[1:], seen)
     p_full = float(tail + p[limit])
 
     at = lambda table: np.array([np.interp(running, grid, table[:, k]) for k in range(len(tin))])  # noqa: E731
@@ -134,9 +134,7 @@ def evaluate(
     wait_mean, p_wait = base_wait, busy
     if c2 > 1:  # Kraemer-Langenbach-Belz
         wait_mean = busy * m1 * (c2 + scv) / 2 / (1 - busy) * np.exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * scv))
-        p_wait = busy + (c2 - 1) * busy * (1 - busy) * (1 + c2 + busy * scv) / (
-            1 + busy * (scv - 1) + busy**2 * (4 * c2 + scv)
-        )
+        p_wait = busy + (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy**2 * (4 * c2 + scv))
         p_wait = min(p_wait, 1.0)
     wait_second = (2 * base_wait**2 + lam * m3 / 3 / (1 - busy)) * (wait_mean / base_wait) ** 2
     m = wait_mean / p_wait
@@ -152,19 +150,17 @@ def evaluate(
     slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * z / (mu[limit] * (1 - rho))
     fill = np.array([engine.fill_s(min(t, engine.max_batched_tokens)) for t in tin])  # later chunks follow in step
     first = wait + pre[k] + fill[k]
-    base, mixed = tout * pace, m1 / mean(c_now)
-    cap = np.maximum(tout * mixed, base)
-    decode = np.minimum(base[k] + lam * first * mean(x) / (1 - busy_x), cap[k])
+    # Decode time is steps, at the length found and averaged over the request, plus the prefills of others: as many as
+    # arrive meanwhile, each delaying the steps further.
     y = tout * out / mean(tout**2)  # decode time over the relaxation time of the batch
     averaging = np.sqrt(2 * (y - 1 + np.exp(-y)) / y**2)
-    own_share = 1 - busy_x  # of the decode time; the rest goes to prefills of others
-    steps = base[k] * own_share * (1 + averaging[k] * (np.interp(gauss, PACE_GRID, pace_at) - 1))
-    added = np.maximum(decode - base[k] * own_share, 1e-300)
-    var_x = mean(x**2) - mean(x) ** 2
-    v = 1.5 * lam * (var_x + c2 * mean(x) ** 2) * (decode + first) / (own_share * added) ** 2
+    steps = tout[k] * (mean_step + averaging[k] * (np.interp(gauss, STEP_GRID, step_at) - mean_step))
+    x1, var_x = mean(x), mean(x**2) - mean(x) ** 2
+    added = np.maximum(lam * x1 / (1 - busy_x) * (tout[k] * mean_step + first), 1e-300)
+    v = 1.5 * (var_x + c2 * x1**2) / max(x1, 1e-300) / (1 - busy_x) ** 1.5 / added
     noisy = steps + added * np.maximum(1 - v / 9 + gauss * np.sqrt(v) / 3, 0) ** 3
-    idle_pace = step[min(1, limit)]
-    noisy = np.minimum(np.maximum(noisy, 0.9 * idle_pace * tout[k]), np.maximum(1.2 * mixed * tout[k], decode))
+    slowest = np.maximum(1.1 * m1 / mean(c_now), pace)  # every step carries a chunk
+    noisy = np.minimum(np.maximum(noisy, 0.9 * step[min(1, limit)] * tout[k]), slowest * tout[k])
     latency = slot + first + noisy
     weight = (w / nodes)[k]
     order = np.argsort(latency, kind="stable")
