@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 
 from cascadia_fast import _core
-from cascadia_fast.routing import RoutingGrid, chebyshev
+from cascadia_fast.errors import InputError
+from cascadia_fast.routing import RoutingGrid, chebyshev, proportional_start, span_of
+from cascadia_fast.workload import ScoredRequests
 
 MAX_ROUNDS = 100
 
@@ -23,20 +25,50 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the paper leaves open.
+class Options:
+    """What the paper leaves open, for users to set.
 
     Parameters
     ----------
     start
-        Routing to begin with.
+        Thresholds to begin with, levels of the grid; None: proportional, stage i of C is reached by (C - i)/C.
     patience
         K: rounds without a better objective before it stops. It stops at once where a round would repeat itself.
     mu_s
         Weight of a whole span of missing quality, in seconds; None: ten times the latency of the start.
-    span
-        Range of quality that counts as a whole.
     """
+
+    start: tuple[float, ...] | None = None
+    patience: int = 3
+    mu_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise InputError(f"patience is {self.patience}; give at least one round")
+        if self.mu_s is not None and not 0 <= self.mu_s < math.inf:
+            raise InputError(f"mu_s is {self.mu_s:g}; give a finite number of seconds that is not negative")
+
+    def on(self, grid: RoutingGrid, requests: ScoredRequests) -> Settings:
+        """Return these options on one grid and its requests.
+
+        Raises
+        ------
+        InputError
+            A threshold to start with is not a level of the grid.
+        """
+        start = proportional_start(requests, grid.levels) if self.start is None else self.start
+        if len(start) != len(grid.levels):
+            raise InputError(f"start has {len(start)} thresholds; the cascade has {len(grid.levels)}")
+        for threshold, levels in zip(start, grid.levels, strict=True):
+            if threshold not in levels:
+                raise InputError(f"start has the threshold {threshold:g}, which is no level of the grid")
+        routing = grid.routing_of(requests, start) if grid.levels else 0
+        return Settings(routing, span_of(requests), self.patience, self.mu_s)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`Options` on one grid: `start` is a routing, `span` the range of quality that counts as a whole."""
 
     start: int
     span: float
@@ -44,34 +76,39 @@ class Settings:
     mu_s: float | None = None
 
 
-def alternate(
-    search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings
-) -> tuple[Round | None, list[Round]]:
-    """Return the best round whose routing meets the floor (None: there was none), and all rounds.
-
-    The loop can settle below the floor, or at a routing that no deployment carries: each deployment suits the last
-    routing and may overload every better one. It then goes on, once, from the routing that meets the floor on the
-    fewest GPUs.
+@dataclass(frozen=True)
+class Run:
+    """What the loop did.
 
     Parameters
     ----------
-    search
-        The workload on the fleet.
-    grid
-        The routings.
-    gpus, q_min
-        GPUs, and the floor of quality.
-    settings
-        Start, patience, mu and span.
+    best
+        The round with the least latency whose routing meets the floor; None: there was none.
+    rounds
+        All rounds.
+    restarted_after
+        Rounds before it began again from the routing that meets the floor on the fewest GPUs; None: it did not.
+    """
+
+    best: Round | None
+    rounds: tuple[Round, ...]
+    restarted_after: int | None
+
+
+def alternate(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings) -> Run:
+    """Run the loop from its start, and once more where it ends below the floor.
+
+    The loop can settle below the floor, or at a routing that no deployment carries: each deployment suits the last
+    routing and may overload every better one. It then goes on, once, from the routing that meets the floor on the
+    fewest GPUs; the paper does not.
     """
     rounds = _run(search, grid, gpus, q_min, settings)
-    best = _best_met(rounds, grid, q_min)
-    if best is not None:
-        return best, rounds
-    lightest = search.lightest(q_min)
-    if lightest >= 0:
-        rounds += _run(search, grid, gpus, q_min, dataclasses.replace(settings, start=lightest))
-    return _best_met(rounds, grid, q_min), rounds
+    best, first = _best_met(rounds, grid, q_min), len(rounds)
+    frugal = search.lightest(q_min) if best is None else -1
+    if frugal < 0:
+        return Run(best, tuple(rounds), None)
+    rounds += _run(search, grid, gpus, q_min, dataclasses.replace(settings, start=frugal))
+    return Run(_best_met(rounds, grid, q_min), tuple(rounds), first)
 
 
 def _run(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings) -> list[Round]:

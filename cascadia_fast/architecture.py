@@ -142,7 +142,7 @@ def architecture_from_config(config: Config, where: str = "the model config") ->
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim or hidden // heads,
-        vocab=_required(config, _VOCAB, where),
+        vocab=_required(config, _VOCAB, where, usual="vocab_size"),
         **_feed_forward(config, layers, hidden, where),
         **mla,
         window=window,
@@ -366,13 +366,14 @@ def _optional(config: Config, names: tuple[str, ...], where: str) -> int:
     return 0
 
 
-def _required(config: Config, names: tuple[str, ...], where: str) -> int:
+def _required(config: Config, names: tuple[str, ...], where: str, usual: str = "") -> int:
+    """Return the first of `names` that is present, as an integer of at least 1; `usual` is the one to ask for."""
     value = _optional(config, names, where)
     if value == 0:
         present = [name for name in names if config.get(name) is not None]
         if present:
             raise InputError(f"{where}: {present[0]} is 0; it must be at least 1")
-        raise InputError(f"{where} has no field {names[0]}; add it (a Hugging Face config.json of the model has it)")
+        raise InputError(f"{where} has no field {usual or names[0]}; add it (a Hugging Face config.json of the model has it)")
     return value
 
 

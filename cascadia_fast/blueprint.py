@@ -26,7 +26,8 @@ class Predicted(Record):
     """What the latency model and the scored requests say of the plan; latencies are None where load is unstable.
 
     `max_stage_p95_s` is the slowest stage's 95th percentile; the `end_to_end` ones are over one request's whole path,
-    judge calls included. `quality` is the mean over the scored requests, `quality_ci95` its bootstrap interval.
+    judge calls included. `quality` is the mean over the scored requests, `quality_ci95` its 95 % interval by Student's
+    t. `max_rate_per_s` is the most the deployment carries within the utilisation cap; the cost includes judge calls.
     """
 
     max_stage_p95_s: float | None

@@ -6,6 +6,7 @@ Any other model works from its own Hugging Face ``config.json``.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
@@ -148,8 +149,15 @@ def model(name_or_path: str | os.PathLike[str], base_dir: str | os.PathLike[str]
     is_path = isinstance(name_or_path, os.PathLike) or text.endswith(".json") or text.startswith((".", "~", "/"))
     if is_path or os.path.exists(path):
         return model_from_config(path)
-    hint = did_you_mean(text, known) or "; give a catalog name, a Hugging Face id, or the path of a config.json"
-    raise InputError(f"unknown model {text!r}{hint}")
+    nearest = difflib.get_close_matches(_key(text), map(_key, model_names()), n=3, cutoff=0.5)
+    hint = did_you_mean(text, known)
+    others = [name for name in nearest if repr(name) not in hint]
+    if hint and others:
+        hint = f"{hint.removesuffix('?')} ({', '.join(others)} are near, too)?"
+    raise InputError(
+        f"unknown model {text!r}{hint or ';'} {'The' if hint else 'the'} path of any Hugging Face config.json works too, "
+        "and cascadia_fast.catalog.model_names() lists the catalog"
+    )
 
 
 def model_from_config(path: str | os.PathLike[str]) -> ModelSpec:
@@ -165,6 +173,8 @@ def model_from_config(path: str | os.PathLike[str]) -> ModelSpec:
     path = Path(path)
     if os.path.isdir(path):
         raise InputError(f"model config {str(path)!r} is a directory; give the config.json inside it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"model config {str(path)!r} is not a regular file; copy what it delivers to one")
     try:
         content = path.read_bytes()
         config = json.loads(content.decode("utf-8-sig"))

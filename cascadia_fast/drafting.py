@@ -71,7 +71,7 @@ class Draft:
         """Stages that run at least one replica."""
         return [stage for stage, choice in enumerate(self.deployment) if choice.replicas > 0]
 
-    def cost_usd_per_hour(self, gpus: int) -> float | None:
+    def gpus_usd_per_hour(self, gpus: int) -> float | None:
         """Return the price of some GPUs, if known."""
         price = self.problem.price_usd_per_hour
         return None if price is None else price * gpus
@@ -146,9 +146,18 @@ def _predicted(draft: Draft, details: dict[int, _core.StageDetail], latency_s: f
         ttft_p95_s=path.ttft_p95_s,
         quality=float(draft.grid.quality[draft.grid.combination(draft.routing)]),
         quality_ci95=quality_ci95(requests, thresholds),
-        max_rate_per_s=float(most),
-        cost_usd_per_hour=draft.cost_usd_per_hour(sum(choice.gpus for choice in draft.deployment)),
+        max_rate_per_s=float(most) * draft.max_utilization,
+        cost_usd_per_hour=_cost_usd_per_hour(draft, details),
     )
+
+
+def _cost_usd_per_hour(draft: Draft, details: dict[int, _core.StageDetail]) -> float | None:
+    """Return the price of the GPUs that run and of the judge, who is asked by every stage but the last that runs."""
+    gpus_usd = draft.gpus_usd_per_hour(sum(choice.gpus for choice in draft.deployment))
+    if gpus_usd is None:
+        return None
+    judged = sum(detail["reach"] for stage, detail in details.items() if stage != max(details))
+    return gpus_usd + judged * draft.workload.rate_per_s * 3600 * draft.problem.judge.usd_per_call
 
 
 def _routing(draft: Draft) -> Routing:
@@ -220,7 +229,7 @@ def _best_single_model(draft: Draft) -> SingleModel:
                 gpus=choice.gpus if carries else draft.gpus,
                 p95_s=choice.latency_s if carries else None,
                 quality=float(quality),
-                cost_usd_per_hour=draft.cost_usd_per_hour(choice.gpus if carries else draft.gpus),
+                cost_usd_per_hour=draft.gpus_usd_per_hour(choice.gpus if carries else draft.gpus),
                 feasible=bool(carries and quality >= draft.q_min - 1e-9),
             )
         )
@@ -290,11 +299,7 @@ def _iteration(grid: RoutingGrid, step: Round) -> Iteration:
     return Iteration(
         thresholds=grid.thresholds(step.routing),
         gpus=tuple(choice.gpus for choice in step.deployment),
-        latency_s=_finite(step.latency_s),
+        latency_s=step.latency_s,
         quality=float(grid.quality[grid.combination(step.routing)]),
-        objective=_finite(step.objective),
+        objective=step.objective,
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -32,7 +32,7 @@ def write_example(directory: str | os.PathLike[str]) -> list[Path]:
     target = Path(directory)
     paths = [target / name for name in EXAMPLE_FILES]
     for path in paths:
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
             raise InputError(f"{path} exists already and is not overwritten; choose another directory or move it away")
     try:
         target.mkdir(parents=True, exist_ok=True)

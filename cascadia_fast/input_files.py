@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cascadia_fast.schema import JudgeSection, WorkloadSection
 
 MAX_TEXT_BYTES = 1_000_000
+_KINDS = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false"}
 
 
 class InputFiles:
@@ -37,7 +39,7 @@ class InputFiles:
 
     def path(self, name: str) -> Path:
         """Return where a file named in the problem lies."""
-        return self.base_dir / Path(name).expanduser()
+        return self.base_dir / os.path.expanduser(name)
 
     def requests(self, section: WorkloadSection, models: tuple[str, ...], judge: JudgeSection) -> ScoredRequests:
         """Read the scored requests, resample them, and let the simulated judge score the result.
@@ -67,7 +69,7 @@ class InputFiles:
             columns=section.columns,
             models=models,
             score_scale=section.score_scale,
-            quality_scale=section.score_scale if section.quality_scale is None else section.quality_scale,
+            quality_scale=section.quality_scale,
             needs_score=judge.simulated_auc is None,
             drop_incomplete=section.drop_incomplete,
         )
@@ -94,8 +96,9 @@ class InputFiles:
             if section.rate_per_s is None:
                 raise InputError("workload has neither arrivals nor rate_per_s; give one of them or both")
             return Arrivals.from_rate(section.rate_per_s, 1.0 if section.cv is None else section.cv)
+        trace = self._trace(section)
         try:
-            measured = Arrivals.from_times(self._trace(section).times_s)
+            measured = Arrivals.from_times(trace.times_s)
         except InputError as error:
             raise InputError(f"{self.path(section.arrivals)}: {error}") from None
         return measured if section.rate_per_s is None else measured.rescaled(section.rate_per_s)
@@ -125,7 +128,7 @@ def read_yaml(path: Path) -> tuple[Mapping[str, Any], str]:
     InputError
         The file is missing, too large, not UTF-8, not YAML, names a field twice, or is not a group of named fields.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a directory; name the problem file in it")
     try:
         with path.open("rb") as file:
@@ -138,7 +141,9 @@ def read_yaml(path: Path) -> tuple[Mapping[str, Any], str]:
     if fields is None:
         raise InputError(f"{path} is empty; start from the built-in example (--write-example)")
     if not isinstance(fields, dict):
-        raise InputError(f"{path} holds a {type(fields).__name__}; it must hold named fields such as cascade and goal")
+        raise InputError(
+            f"{path} holds {_KINDS.get(type(fields), 'a value')}; it must hold named fields such as cascade and goal"
+        )
     return fields, hashlib.sha256(content).hexdigest()
 
 

@@ -10,6 +10,7 @@ import threading
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def _conform(value: Any, hint: Any, where: str, trusted: bool = False) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"{where} is {_shown(value)}; give an object")
-        return {str(k): _conform(v, args[1], f"{where}.{k}", trusted) for k, v in value.items()}
+        return {_text(str(k)): _conform(v, args[1], f"{where}.{k}", trusted) for k, v in value.items()}
     if isinstance(hint, type) and issubclass(hint, Record):
         return value if isinstance(value, hint) else _record(hint, value, where)
     return _scalar(value, hint, where)
@@ -92,8 +93,13 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
             return bool(value)
         raise InputError(f"{where} is {_shown(value)}; give true or false")
     if isinstance(value, str):
-        return str(value)
+        return _text(value)
     raise InputError(f"{where} is {_shown(value)}; give a string")
+
+
+def _text(value: str) -> str:
+    """Plain text: the bytes of a file name that are no UTF-8 have no place in JSON and are replaced."""
+    return str(value) if value.isascii() else value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
 def _threshold(value: Any, where: str) -> float:
@@ -216,9 +222,9 @@ def load_file(path: Path) -> bytes:
 def replace_file(path: Path, content: bytes) -> None:
     """Write beside the target, then rename over it, so that no reader and no interruption sees half a file."""
     # Renaming over a link replaces the link: over /dev/stdout, for root, it would break the machine.
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
         raise InputError(f"{path} is not a regular file; give the path of a file to write")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".plan.{os.getpid()}.{threading.get_ident()}")
     try:
         with temporary.open("xb") as file:
             file.write(content)
@@ -226,4 +232,6 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give a path in a writable folder") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder cannot be written or is none, there is nothing to remove, and the reason is said above.
+        with suppress(OSError):
+            temporary.unlink()

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cascadia_fast import _core
 from cascadia_fast.allocation import Allocation, paper_milp, pruned_milp
-from cascadia_fast.alternating import Round, Settings, alternate
+from cascadia_fast.alternating import Options, Round, alternate
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.drafting import Draft, draft_plan
 from cascadia_fast.errors import CascadiaError, InputError, NoPlanError
 from cascadia_fast.fleet import build_fleet
 from cascadia_fast.infeasible import check_floor, no_allocation
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import RoutingGrid, proportional_start, routing_grid, span_of
+from cascadia_fast.routing import RoutingGrid, routing_grid
 from cascadia_fast.workload import Workload
 
 METHODS = ("exact", "alternating")
 EXACT_STAGES = 3
 # Two routes to one optimum: what HiGHS and the search may differ by is its feasibility tolerance.
 AGREEMENT = 1e-6
+# Up to here HiGHS sees every GPU count, each p95 evaluated without the search: a few milliseconds. Beyond, only the
+# counts that the search says can matter.
+WHOLE_TABLE_GPUS = 128
 MAX_GPUS = 1_000_000
 
 
@@ -37,6 +40,7 @@ class Task:
     method: str
     paper_strict: bool
     max_utilization: float
+    alternating: Options
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class Planner:
         *,
         workload: Workload | None = None,
         previous: Plan | None = None,
+        alternating: Options | None = None,
     ) -> Plan:
         """Return the best plan; what is not given is the problem's.
 
@@ -101,6 +106,8 @@ class Planner:
             Traffic to plan for.
         previous
             A plan in force: among equally good plans the one nearest to it is chosen.
+        alternating
+            What method ``alternating`` starts with, how patient it is, and what missing quality weighs.
 
         Raises
         ------
@@ -111,13 +118,15 @@ class Planner:
         """
         started_s = time.perf_counter()
         task = self._task(gpus, q_min, rate_per_s, method, workload)
+        if alternating is not None:
+            task = replace(task, alternating=alternating)
         grid = routing_grid(task.workload.requests)
         check_floor(grid, task.q_min)
         search = self._search(task, grid)
         answer = (
             self._exact(task, grid, search, previous) if task.method == "exact" else self._alternate(task, grid, search)
         )
-        proof, deployment = self._prove(task, search, answer)
+        proof = self._prove(task, search, answer)
         draft = Draft(
             problem=self.problem,
             fleet=self.fleet,
@@ -130,11 +139,11 @@ class Planner:
             grid=grid,
             search=search,
             routing=answer.routing,
-            deployment=deployment,
+            deployment=answer.deployment,
             certificate=answer.certificate,
             evaluated=answer.evaluated,
             pruned=answer.pruned,
-            proved=answer.proved,
+            proved=answer.proved and proof.status == "optimal",
             rounds=answer.rounds,
             proof=proof,
         )
@@ -177,7 +186,7 @@ class Planner:
                 f"method exact plans up to {EXACT_STAGES} stages and the cascade has {len(models)}; "
                 "use method alternating"
             )
-        return Task(workload, gpus, q_min, method, goal.paper_strict, goal.max_utilization)
+        return Task(workload, gpus, q_min, method, goal.paper_strict, goal.max_utilization, Options())
 
     def _search(self, task: Task, grid: RoutingGrid) -> _core.CascadeSearch:
         workload = task.workload
@@ -201,51 +210,53 @@ class Planner:
         if found.routing < 0:
             raise self._no_allocation(task, search)
         pruned = found.pruned_by_load + found.pruned_by_need + found.pruned_by_latency
+        largest = max(replica.shape.gpus for stage in self.fleet for replica in stage.replicas)
         certificate = (
-            f"optimal for this latency model, this grid of thresholds and this sample: {found.meet_floor:,} of "
-            f"{grid.distinct:,} distinct routings meet the floor"
+            "optimal for this latency model, this grid of thresholds and this sample, with one shape per stage and "
+            f"engines of at most {largest} GPUs: {found.meet_floor:,} of {grid.distinct:,} distinct routings meet the "
+            "floor"
         )
         return Answer(found.routing, tuple(found.stages), certificate, found.evaluated, pruned, proved=True)
 
     def _alternate(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch) -> Answer:
-        requests = task.workload.requests
-        start = grid.routing_of(requests, proportional_start(requests, grid.levels)) if grid.levels else 0
-        settings = Settings(start=start, span=span_of(requests))
-        best, rounds = alternate(search, grid, task.gpus, task.q_min, settings)
-        if best is None:
-            reason = self._no_allocation(task, search) if search.least_gpus(task.q_min) > task.gpus else None
-            raise reason or NoPlanError(
-                f"the alternating method met no deployable routing with quality {task.q_min:g} in {len(rounds)} "
+        settings = task.alternating.on(grid, task.workload.requests)
+        run = alternate(search, grid, task.gpus, task.q_min, settings)
+        if run.best is None:
+            if search.least_gpus(task.q_min) > task.gpus:
+                raise self._no_allocation(task, search)
+            raise NoPlanError(
+                f"the alternating method met no deployable routing with quality {task.q_min:g} in {len(run.rounds)} "
                 "rounds; use method exact, a lower q_min, or more GPUs"
             )
-        certificate = f"a heuristic: how far it is from the optimum is unknown; {len(rounds)} rounds"
-        return Answer(best.routing, best.deployment, certificate, len(rounds), 0, proved=False, rounds=tuple(rounds))
+        restart = "" if run.restarted_after is None else f", begun again at the floor after {run.restarted_after}"
+        certificate = f"a heuristic whose distance from the optimum is unknown; {len(run.rounds)} rounds{restart}"
+        best = run.best
+        return Answer(best.routing, best.deployment, certificate, len(run.rounds), 0, proved=False, rounds=run.rounds)
 
-    def _prove(
-        self, task: Task, search: _core.CascadeSearch, answer: Answer
-    ) -> tuple[Allocation, tuple[_core.Choice, ...]]:
+    def _prove(self, task: Task, search: _core.CascadeSearch, answer: Answer) -> Allocation:
         """Let HiGHS solve the allocation of the routing found; disagreement with the search is an error."""
         latency_s = max(choice.latency_s for choice in answer.deployment)
+        stages = range(len(answer.deployment))
+        if task.paper_strict or task.gpus <= WHOLE_TABLE_GPUS:
+            tables = [search.table(answer.routing, stage, task.gpus, self.threads)[0] for stage in stages]
         if task.paper_strict:
-            tables = [
-                search.table(answer.routing, stage, task.gpus, self.threads) for stage in range(len(answer.deployment))
-            ]
-            proof = paper_milp([table[0] for table in tables], task.gpus, exact_sum=True)
-            deployment = tuple(_choice(table, gpus) for table, gpus in zip(tables, proof.gpus, strict=True))
+            proof = paper_milp(tables, task.gpus, exact_sum=True)
         else:
-            columns = search.columns(answer.routing, latency_s, task.gpus)
-            pairs = [
-                (np.array([c.gpus for c in stage], np.int64), np.array([c.latency_s for c in stage]))
-                for stage in columns
-            ]
+            if task.gpus <= WHOLE_TABLE_GPUS:
+                pairs = [(np.arange(task.gpus + 1), table) for table in tables]
+            else:
+                columns = search.columns(answer.routing, latency_s, task.gpus)
+                pairs = [
+                    (np.array([c.gpus for c in stage], np.int64), np.array([c.latency_s for c in stage]))
+                    for stage in columns
+                ]
             proof = pruned_milp(pairs, task.gpus, latency_s * (1 + AGREEMENT))
-            deployment = answer.deployment
         if proof.status == "optimal" and abs(proof.latency_s - latency_s) > AGREEMENT * latency_s:
             raise CascadiaError(
                 f"HiGHS allocates for {proof.latency_s:.9g} s and the search for {latency_s:.9g} s; this is a defect, "
                 "please report it with the problem file"
             )
-        return proof, deployment
+        return proof
 
     def _no_allocation(self, task: Task, search: _core.CascadeSearch) -> NoPlanError:
         models = [stage.name for stage in self.problem.stages]
@@ -259,11 +270,6 @@ class Planner:
             if stage.index < len(gpus):
                 gpus[stage.index] = stage.gpus
         return gpus
-
-
-def _choice(table: tuple[np.ndarray, np.ndarray, np.ndarray], gpus: int) -> _core.Choice:
-    latency_s, shape, replicas = (column[gpus] for column in table)
-    return _core.Choice(int(shape), int(replicas), gpus, float(latency_s))
 
 
 def plan(problem: Problem, *, threads: int | None = None) -> Plan:

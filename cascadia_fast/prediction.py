@@ -37,7 +37,7 @@ def end_to_end(
 
     A request's lengths correlate across stages and are its own here; waits are drawn independently per stage from the
     latency model's samples. A judged answer is shown only once it is accepted, so its first token waits for the judge;
-    the last stage of the cascade streams.
+    the last stage that runs accepts whatever it answers, without a judge, and streams.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def end_to_end(
     """
     n = requests.size
     accepted_by = route(requests, thresholds)
-    last = len(requests.models) - 1
+    last = max(stages)
     draws = max(1, PATHS // n)
     picks = np.random.default_rng(0)
     total_s = np.zeros((draws, n))

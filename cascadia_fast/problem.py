@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any, Self, TypedDict, Unpack
 
 from cascadia_fast import catalog
 from cascadia_fast.catalog import GpuSpec, ModelSpec
-from cascadia_fast.errors import InputError, UnsupportedError, did_you_mean
+from cascadia_fast.errors import CascadiaWarning, InputError, UnsupportedError, did_you_mean
 from cascadia_fast.input_files import MAX_TEXT_BYTES, InputFiles, read_yaml
+from cascadia_fast.profile import WEIGHT_FORMATS
 from cascadia_fast.schema import CascadeEntry, Goal, PoolEntry, ProblemFile, parse_problem
-from cascadia_fast.workload import Workload
+from cascadia_fast.workload import ScoredRequests, Workload
 
 OBJECTIVES = ("max_stage_p95",)
 UNSUPPORTED_OBJECTIVES = ("end_to_end_p95", "ttft_p95", "min_cost", "max_rate", "min_gpus")
@@ -74,7 +76,6 @@ class Changes(TypedDict, total=False):
     q_min: float
     objective: str
     max_utilization: float
-    slo_s: float | None
     paper_strict: bool
     method: str
     simulated_auc: float | None
@@ -89,7 +90,6 @@ _PLACE_OF_CHANGE = {
     "q_min": ("goal", "q_min"),
     "objective": ("goal", "objective"),
     "max_utilization": ("goal", "max_utilization"),
-    "slo_s": ("goal", "slo_s"),
     "paper_strict": ("goal", "paper_strict"),
     "method": ("goal", "method"),
     "simulated_auc": ("judge", "simulated_auc"),
@@ -103,6 +103,8 @@ class Problem:
 
     Attributes
     ----------
+    where
+        What messages call the problem: its file.
     fields
         The validated content of the problem file.
     stages
@@ -125,7 +127,7 @@ class Problem:
     ) -> None:
         self.fields = fields
         self._files = files
-        self._where = where
+        self.where = where
         self._own_hash = dict(own_hash or {})
         self._given_workload = workload
         self.stages = _stages(fields.cascade, files, where)
@@ -205,7 +207,7 @@ class Problem:
             rate_from = changes.get("rate_from", workload.rate_from)
             headroom = changes.get("headroom", workload.headroom)
             workload = Workload.build(workload.requests, arrivals, rate_from, headroom)
-        return Problem(parse_problem(fields, self._where), self._files, self._where, self._own_hash, workload)
+        return Problem(parse_problem(fields, self.where), self._files, self.where, self._own_hash, workload)
 
     @cached_property
     def workload(self) -> Workload:
@@ -215,32 +217,55 @@ class Problem:
         section = self.fields.workload
         models = tuple(stage.name_in_requests for stage in self.stages)
         requests = self._files.requests(section, models, self.fields.judge)
+        self._warn_of_long_requests(requests)
         return Workload.build(requests, self._files.arrivals(section), section.rate_from, section.headroom)
 
     def input_hashes(self) -> dict[str, str]:
         """Return the SHA-256 of every input file by its name in the problem, and of a workload given in memory."""
-        names = [entry.model for entry in self.fields.cascade if self._files.path(entry.model).is_file()]
-        section = self.fields.workload
-        if self._given_workload is None:
-            names += [name for name in (section.requests, section.arrivals) if name is not None]
-        hashes = self._own_hash | {name: self._files.sha256(name) for name in names}
+        hashes = self._own_hash | {name: self._files.sha256(name) for name in self._input_names()}
         if self._given_workload is not None:
             hashes["workload"] = self._given_workload.content_hash()
         return hashes
+
+    def input_paths(self) -> tuple[Path, ...]:
+        """Return where every input file lies, the problem file first."""
+        names = [*self._own_hash, *self._input_names()]
+        return tuple(self._files.path(name) for name in names)
+
+    def _input_names(self) -> list[str]:
+        """Names of the input files in the problem."""
+        section = self.fields.workload
+        models = [entry.model for entry in self.fields.cascade]
+        names = [name for name in models if os.path.isfile(self._files.path(name))]
+        if self._given_workload is None:
+            names += [name for name in (section.requests, section.arrivals) if name is not None]
+        return names
 
     def __repr__(self) -> str:
         cascade = ", ".join(stage.name for stage in self.stages)
         return f"Problem([{cascade}] on {self.gpus} x {self.gpu.name}, q_min {self.goal.q_min:g})"
 
+    def _warn_of_long_requests(self, requests: ScoredRequests) -> None:
+        for stage, tokens in zip(self.stages, requests.input_tokens + requests.output_tokens, strict=True):
+            limit = stage.model.max_model_len
+            longer = int((tokens > limit).sum())
+            if longer:
+                warnings.warn(
+                    f"{longer:,} of {requests.size:,} requests are longer, input and output together, than the "
+                    f"{limit:,} tokens that {stage.name} takes; an engine would refuse them",
+                    CascadiaWarning,
+                    stacklevel=3,
+                )
+
     def _check_objective(self) -> None:
         objective = self.goal.objective
         if objective in UNSUPPORTED_OBJECTIVES:
             raise UnsupportedError(
-                f"{self._where}: goal.objective {objective!r} is not available in this version; use {OBJECTIVES[0]}"
+                f"{self.where}: goal.objective {objective!r} is not available in this version; use {OBJECTIVES[0]}"
             )
         if objective not in OBJECTIVES:
             hint = did_you_mean(objective, OBJECTIVES) or f"; use {OBJECTIVES[0]}"
-            raise InputError(f"{self._where}: goal.objective {objective!r} is unknown{hint}")
+            raise InputError(f"{self.where}: goal.objective {objective!r} is unknown{hint}")
 
     def _check_workload(self) -> None:
         section = self.fields.workload
@@ -259,10 +284,10 @@ class Problem:
             for what, wrong in needs.items():
                 if wrong:
                     raise InputError(
-                        f"{self._where}: workload has {what}; add arrivals (a trace) or a plain rate_per_s"
+                        f"{self.where}: workload has {what}; add arrivals (a trace) or a plain rate_per_s"
                     )
         elif section.cv is not None:
-            raise InputError(f"{self._where}: workload has both arrivals and cv; a trace has its own CV, so drop cv")
+            raise InputError(f"{self.where}: workload has both arrivals and cv; a trace has its own CV, so drop cv")
 
 
 def _stages(cascade: Sequence[CascadeEntry], files: InputFiles, where: str) -> tuple[Stage, ...]:
@@ -270,7 +295,7 @@ def _stages(cascade: Sequence[CascadeEntry], files: InputFiles, where: str) -> t
     for index, entry in enumerate(cascade):
         place = f"{where}: cascade[{index}]"
         path = files.path(entry.model)
-        if path.is_file() and path.stat().st_size > MAX_TEXT_BYTES:
+        if os.path.isfile(path) and path.stat().st_size > MAX_TEXT_BYTES:
             raise InputError(
                 f"{place}.model {entry.model!r} is larger than {MAX_TEXT_BYTES:,} bytes; give a config.json"
             )
@@ -279,6 +304,11 @@ def _stages(cascade: Sequence[CascadeEntry], files: InputFiles, where: str) -> t
         except (InputError, UnsupportedError) as error:
             raise type(error)(f"{place}.model: {error}") from None
         weights = entry.weights or model.native_weights
+        if weights not in WEIGHT_FORMATS:
+            raise UnsupportedError(
+                f"{place}.model {entry.model!r} is published in the weight format {weights!r}, which cannot be planned; "
+                f"set cascade[{index}].weights to one of {', '.join(WEIGHT_FORMATS)}"
+            )
         found.append(Stage(model.name, model, weights, entry.kv_dtype, entry.name_in_requests or entry.model))
     repeated = {name for name, count in Counter(stage.name for stage in found).items() if count > 1}
     stages = tuple(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import stat
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -159,11 +160,17 @@ class _LimitedReader(io.RawIOBase):
 
 
 def _require_file(path: Path) -> None:
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; paths are relative to the problem file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}; give another path") from None
+    if stat.S_ISDIR(status.st_mode):
         raise InputError(f"{path} is a directory; name a file in it")
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; paths are relative to the problem file")
-    size = path.stat().st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file; copy what it delivers to one")
+    size = status.st_size
     if size == 0:
         raise InputError(f"{path} is empty; it needs column names and at least one row")
     if size > MAX_TABLE_BYTES:

@@ -39,7 +39,8 @@ class ScoredTable:
     models
         Names of the models in use, small to large, as the table has them.
     score_scale, quality_scale
-        The largest possible score and quality in the table; both are brought to 0 to 100.
+        The largest possible score and quality in the table; both are brought to 0 to 100. Without a `quality_scale`,
+        the `score_scale` serves both.
     needs_score
         Whether routing uses the table's scores (it does not when the judge is simulated).
     drop_incomplete
@@ -50,7 +51,7 @@ class ScoredTable:
     columns: ColumnNames
     models: tuple[str, ...]
     score_scale: float = 100.0
-    quality_scale: float = 100.0
+    quality_scale: float | None = None
     needs_score: bool = True
     drop_incomplete: bool = False
 
@@ -97,9 +98,8 @@ def read_scored_requests(source: ScoredTable) -> ScoredRequests:
     needed = {columns.score: stages - 1} if routes else {}
     needed.update(dict.fromkeys((columns.input_tokens, columns.output_tokens, quality_name), stages))
     rows, ids = _complete(table, source, rows, ids, needed)
-    quality_scale = source.score_scale if quality_name == columns.score else source.quality_scale
-    quality = _on_scale(table, source, rows, quality_name, quality_scale)
-    score = _on_scale(table, source, rows, columns.score, source.score_scale) if routes else quality
+    quality = _on_scale(table, source, rows, quality_name, "quality")
+    score = _on_scale(table, source, rows, columns.score, "score") if routes else quality
     return ScoredRequests(
         models=source.models,
         request_ids=ids,
@@ -126,7 +126,7 @@ def read_trace(path: Path, columns: ColumnNames) -> Trace:
     table = read_table(path, numbers=(columns.arrival_s, *lengths), optional=lengths)
     times = table.numbers[columns.arrival_s]
     _require_rows(path, columns.arrival_s, times, np.isfinite(times), "a finite number of seconds")
-    backwards = np.flatnonzero(np.diff(times) < 0)
+    backwards = np.flatnonzero(times[1:] < times[:-1])
     if backwards.size:
         row = int(backwards[0]) + 1
         raise InputError(
@@ -266,13 +266,25 @@ def _lengths(table: Table, source: ScoredTable, rows: IntArray, name: str) -> Fl
     return tokens[rows]
 
 
-def _on_scale(table: Table, source: ScoredTable, rows: IntArray, name: str, scale: float) -> FloatArray:
+def _on_scale(table: Table, source: ScoredTable, rows: IntArray, name: str, what: str) -> FloatArray:
+    """Return the scores or qualities (`what`) of a column on the scale 0 to 100, shape (C, n)."""
+    own = source.score_scale if what == "score" else source.quality_scale
+    scale = source.score_scale if own is None else own
     values = table.numbers[name]
     used = np.zeros(table.size, dtype=bool)
     used[rows] = True
     ok = ~used | np.isnan(values) | ((values >= 0) & (values <= scale))
-    which = "score_scale" if name == source.columns.score else "quality_scale (score_scale unless given)"
+    which = f"{what}_scale" if own is not None else f"{what}_scale (score_scale unless given)"
     _require_rows(source.path, name, values, ok, f"from 0 to {scale:g}, the workload.{which}")
+    largest = np.nanmax(np.where(used, values, np.nan))
+    if scale == 100 and 0 < largest <= 1:
+        plural = {"score": "scores", "quality": "qualities"}[what]
+        warnings.warn(
+            f"{plural} lie between 0 and 1 (column {name!r} of {source.path}); set workload.{what}_scale: 1 unless they "
+            "are meant on a scale of 0 to 100",
+            CascadiaWarning,
+            stacklevel=3,
+        )
     return np.minimum(values[rows] * (100 / scale), 100)
 
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from cascadia_fast.errors import InputError, did_you_mean
+from cascadia_fast.errors import InputError, UnsupportedError, did_you_mean
+from cascadia_fast.workload import MAX_RATE_PER_S, MIN_RATE_PER_S
 
 MAX_GPUS = 1_000_000
 MAX_REQUESTS = 10_000_000
 # Pydantic's words for a field that is not known, the second for one whose name is not even a text.
 UNKNOWN_FIELD = ("extra_forbidden", "invalid_key")
+# Fields that one may well expect, and what to use instead.
+UNAVAILABLE = {("goal", "slo_s"): "leave it out and compare the plan's p95 with it"}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -24,6 +27,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, ge=MIN_RATE_PER_S, le=MAX_RATE_PER_S)]
 NotNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -78,7 +82,7 @@ class WorkloadSection(_Section):
 
     requests: Name
     arrivals: Name | None = None
-    rate_per_s: Positive | None = None
+    rate_per_s: Rate | None = None
     cv: NotNegative | None = None
     rate_from: Literal["mean", "p95_1min", "peak_1min"] = "mean"
     headroom: Annotated[float, Field(ge=1)] = 1.0
@@ -105,7 +109,6 @@ class Goal(_Section):
     q_min: Annotated[float, Field(ge=0, le=100)]
     objective: Name = "max_stage_p95"
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    slo_s: Positive | None = None
     paper_strict: bool = False
     method: Literal["exact", "alternating"] = "exact"
 
@@ -157,6 +160,8 @@ def parse_problem(fields: Mapping[str, Any], where: str) -> ProblemFile:
     ------
     InputError
         One sentence about the first thing that is wrong.
+    UnsupportedError
+        A field that this version does not have yet is given.
     """
     try:
         return ProblemFile.model_validate(dict(fields))
@@ -164,6 +169,9 @@ def parse_problem(fields: Mapping[str, Any], where: str) -> ProblemFile:
         found = error.errors(include_url=False)
     # A misspelt field is reported as unknown and, when it is required, as missing too; the first says more.
     first = next((item for item in found if item["type"] in UNKNOWN_FIELD), found[0])
+    if first["loc"] in UNAVAILABLE:
+        place = _place(first["loc"])
+        raise UnsupportedError(f"{where}: {place} is not available in this version; {UNAVAILABLE[first['loc']]}")
     raise InputError(f"{where}: {_sentence(first)}")
 
 
@@ -174,12 +182,12 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return _unknown_field(error["loc"])
     if kind == "missing":
         return f"{place} is missing; add it"
-    value = reprlib.repr(error["input"])
+    value = "empty" if error["input"] is None else reprlib.repr(error["input"])
     expected = {
-        "greater_than": "above {gt:g}",
-        "greater_than_equal": "at least {ge:g}",
-        "less_than": "below {lt:g}",
-        "less_than_equal": "at most {le:g}",
+        "greater_than": "above {gt}",
+        "greater_than_equal": "at least {ge}",
+        "less_than": "below {lt}",
+        "less_than_equal": "at most {le}",
         "finite_number": "a finite number",
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -196,10 +204,15 @@ def _sentence(error: Mapping[str, Any]) -> str:
     }.get(kind)
     if expected is None:
         return f"{place} is {value}: {error['msg']}"
-    fix = f"{place} is {value}; it must be {expected.format(**context)}"
+    limits = {name: _limit(limit) if isinstance(limit, (int, float)) else limit for name, limit in context.items()}
+    fix = f"{place} is {value}; it must be {expected.format(**limits)}"
     if kind == "literal_error" and isinstance(error["input"], str):
         fix += did_you_mean(error["input"], context["expected"].replace(" or ", ", ").replace("'", "").split(", "))
     return fix
+
+
+def _limit(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def _unknown_field(location: Sequence[str | int]) -> str:

@@ -23,6 +23,10 @@ MIN_WINDOWS = 10
 BURSTY_CV = 2.0
 BURSTY_DISPERSION = 3.0
 
+# Far beyond any traffic; within them counts per window and queues keep their precision.
+MIN_RATE_PER_S, MAX_RATE_PER_S = 1e-9, 1e9
+MAX_DURATION_S = 1e12
+
 FloatArray = NDArray[np.float64]
 
 
@@ -188,7 +192,7 @@ class Arrivals:
     @classmethod
     def from_rate(cls, rate_per_s: float, cv: float = 1.0) -> Self:
         """Describe renewal arrivals of a given rate and variation (1 is Poisson) without a trace."""
-        _require_positive("rate_per_s", rate_per_s)
+        _require_rate("rate_per_s", rate_per_s)
         if not (math.isfinite(cv) and cv >= 0):
             raise InputError(f"cv is {cv:g}; it must be a number that is not negative")
         return cls(rate_per_s, cv, {}, rate_per_s, rate_per_s, 0, 0.0, None)
@@ -202,16 +206,22 @@ class Arrivals:
         if not np.isfinite(times).all():
             row = int(np.argmin(np.isfinite(times)))
             raise InputError(f"arrival {row + 1} is {times[row]:g}; arrival times must be finite seconds")
-        gaps = np.diff(times)
-        if gaps.min() < 0:
-            row = int(np.argmin(gaps >= 0)) + 1
+        backwards = np.flatnonzero(times[1:] < times[:-1])
+        if backwards.size:
+            row = int(backwards[0]) + 1
             raise InputError(
                 f"arrival {row + 1} at {times[row]:g} s comes before the one above it at {times[row - 1]:g} s; "
                 "sort the arrivals by time"
             )
-        duration_s = float(times[-1] - times[0])
+        duration_s = float(times[-1]) - float(times[0])
         if duration_s == 0:
             raise InputError(f"all {times.size:,} arrivals are at {times[0]:g} s; a rate needs two different times")
+        if duration_s > MAX_DURATION_S:
+            raise InputError(
+                f"{times.size:,} arrivals span {duration_s:.3g} s; at most {MAX_DURATION_S:,.0f} s are supported, so give "
+                "times in seconds and a higher rate"
+            )
+        gaps = np.diff(times)
         mean_gap_s = duration_s / gaps.size
         dispersion = {}
         for window_s in DISPERSION_WINDOWS_S:
@@ -219,7 +229,8 @@ class Arrivals:
             if windows.count >= MIN_WINDOWS:
                 dispersion[window_s] = windows.dispersion()
         minutes = _Windows.of(times, 60)
-        rate_per_s = 1 / mean_gap_s
+        rate_per_s = gaps.size / duration_s
+        _require_rate("the rate of the arrivals", rate_per_s)
         return cls(
             rate_per_s=rate_per_s,
             cv=float(gaps.std() / mean_gap_s),
@@ -233,7 +244,7 @@ class Arrivals:
 
     def rescaled(self, rate_per_s: float) -> Arrivals:
         """Stretch time so that the mean rate becomes `rate_per_s`; the CV stays, the statistics per window do not."""
-        _require_positive("rate_per_s", rate_per_s)
+        _require_rate("rate_per_s", rate_per_s)
         if self.times_s is None:
             return Arrivals.from_rate(rate_per_s, self.cv)
         start_s = self.times_s[0]
@@ -284,7 +295,7 @@ class Workload:
     headroom: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_positive("rate_per_s", self.rate_per_s)
+        _require_rate("rate_per_s", self.rate_per_s)
         if not (math.isfinite(self.cv) and self.cv >= 0):
             raise InputError(f"cv is {self.cv:g}; it must be a number that is not negative")
         if not (math.isfinite(self.headroom) and self.headroom >= 1):
@@ -309,7 +320,7 @@ class Workload:
 
     def with_rate(self, rate_per_s: float) -> Workload:
         """Return the same traffic at another planned rate; the arrivals are stretched by the same factor."""
-        _require_positive("rate_per_s", rate_per_s)
+        _require_rate("rate_per_s", rate_per_s)
         arrivals = self.arrivals.rescaled(self.arrivals.rate_per_s * rate_per_s / self.rate_per_s)
         return dataclasses.replace(self, arrivals=arrivals, rate_per_s=rate_per_s)
 
@@ -371,9 +382,13 @@ class _Windows:
         return float(self.occupied[index]) if index >= 0 else 0.0
 
 
-def _require_positive(name: str, value: float) -> None:
+def _require_rate(name: str, value: float) -> None:
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{name} is {value:g}; it must be a positive number")
+    if not MIN_RATE_PER_S <= value <= MAX_RATE_PER_S:
+        raise InputError(
+            f"{name} is {value:g} per second; it must lie between {MIN_RATE_PER_S:g} and {MAX_RATE_PER_S:,.0f}"
+        )
 
 
 def _mean_one(weight: FloatArray, size: int) -> FloatArray:

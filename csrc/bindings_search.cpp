@@ -95,7 +95,13 @@ class BoundSearch {
 py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::size_t stage, int shape, int replicas) {
   search.check_choice(stage, shape, replicas);
   require(shape >= 0, "Shape -1 stands for no replicas: there is nothing to evaluate.");
-  const StageEvaluation result = search->evaluate(search.checked_routing(routing), stage, shape, replicas);
+  search.checked_routing(routing);
+  StageEvaluation result;
+  {
+    // Another thread may hold the search's lock and wait for the GIL.
+    const py::gil_scoped_release release;
+    result = search->evaluate(routing, stage, shape, replicas);
+  }
   const auto nodes = static_cast<py::ssize_t>(result.nodes);
   const auto cells = static_cast<py::ssize_t>(result.latency_s.size()) / nodes;
   return py::dict("p95_s"_a = result.quantile_s, "reach"_a = result.reach, "capacity_per_s"_a = result.capacity_per_s,

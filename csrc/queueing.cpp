@@ -328,8 +328,23 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
       load.mean_extra[n] = left + slope * (static_cast<double>(n) - grid_[j]);
     left = right;
   }
-  const double prefill_s = dot({w, padded_}, {own_s_.data(), padded_});
+  load.along = std::min(load.tokens_out / dot({w, padded_}, {chunks_.data(), padded_}), static_cast<double>(limit));
+  const double prefill_s = back_to_back_prefill_s(load);
   load.capacity_per_s = std::min(1 / prefill_s, 1 / (1 / load.unit_rate[limit] + load.mean_extra[limit]));
+}
+
+// Prefill time of a request where one prompt follows the other.
+double LoadModel::back_to_back_prefill_s(const Load& load) const {
+  const std::span<const double> w{load.share.data(), padded_};
+  const auto mean = [&](const std::vector<double>& table, std::size_t j) {
+    return dot(w, {table.data() + j * padded_, padded_});
+  };
+  std::size_t j = 0;
+  while (j + 2 < grid_.size() && grid_[j + 1] <= load.along) ++j;
+  const double t = (load.along - grid_[j]) / (grid_[j + 1] - grid_[j]);
+  const double own = mean(own_s_, j), chunks = mean(chunks_, j);
+  const double chunks_there = chunks + t * (mean(chunks_, j + 1) - chunks);
+  return own + t * (mean(own_s_, j + 1) - own) + chunks_there * load.along * load.attention_s;
 }
 
 double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
@@ -419,11 +434,11 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   scratch.cell.resize(6 * n);
   double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *averaging = chunks + n,
          *floor = averaging + n, *ceiling = floor + n;
-  interpolate(batch.running, load.attention_s, own, extra, chunks);
+  interpolate(std::min(batch.running, load.along), load.attention_s, own, extra, chunks);
   const Moments m = moments(n, load.share.data(), own, extra, chunks);
 
   // Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
-  const double busy = std::min(rate * m.own, 0.995), free_share = 1 - std::min(rate * m.extra, 0.99);
+  const double busy = rate * m.own, free_share = 1 - rate * m.extra;
   const double own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
   const double plain_wait = rate * m.own2 / 2 / (1 - busy);
   double wait_mean = plain_wait, p_wait = busy;

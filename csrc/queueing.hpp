@@ -34,7 +34,8 @@ struct Nodes {
 struct Load {
   double reach = 0, tokens_out = 0, attention_s = 0;  // mean output tokens, decode attention per token of a sequence
   double relaxation_tokens = 0;                       // length-biased mean output
-  double capacity_per_s = 0;                          // largest stable rate
+  double along = 0;           // sequences that decode along with a prefill where one prompt follows the other
+  double capacity_per_s = 0;  // largest stable rate
   int batch_limit = 0;
   std::vector<double> share;       // padded, sums to 1
   std::vector<double> step_s;      // decode step with n sequences, n = 0..batch_limit
@@ -80,6 +81,7 @@ class LoadModel {
   bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;
   void set_least_work();
+  double back_to_back_prefill_s(const Load& load) const;
   double select(const Load& load, double q, Scratch& scratch) const;
 
   std::size_t cells_, padded_;

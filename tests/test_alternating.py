@@ -36,8 +36,8 @@ class Loop:
 
 
 def run(cascade: Cascade, grid: RoutingGrid, gpus: int, q_min: float, settings: Settings) -> Loop:
-    best, rounds = alternate(cascade.search(), grid, gpus, q_min, settings)
-    return Loop(cascade, grid, gpus, q_min, settings, best, rounds)
+    made = alternate(cascade.search(), grid, gpus, q_min, settings)
+    return Loop(cascade, grid, gpus, q_min, settings, made.best, list(made.rounds))
 
 
 @st.composite

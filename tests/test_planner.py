@@ -71,7 +71,7 @@ def test_the_stages_add_up(example: Plan) -> None:
     idle = sum(piece[2] for piece in example.idle_gpus)
     assert used + idle == 32
     assert example.predicted.max_rate_per_s == pytest.approx(
-        example.workload.rate_per_s / max(stage.utilization for stage in example.stages)
+        example.max_utilization * example.workload.rate_per_s / max(stage.utilization for stage in example.stages)
     )
 
 

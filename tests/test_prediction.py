@@ -130,9 +130,9 @@ def test_with_chance_it_is_a_quantile_of_every_combination(seed: int, stages: in
 def test_a_stage_nobody_reaches_needs_no_samples() -> None:
     requests, _, cells, samples = random_case(1, 3, 20, nodes=4)
     del samples[1], samples[2]
-    found = end_to_end(requests, [0.0, 0.0], cells, samples, 1.0)
-    assert found.p50_s > 1.0
-    assert found.ttft_p95_s == found.p95_s  # only the last stage streams, and nobody gets there
+    found = end_to_end(requests, [0.0, 0.0], cells, samples, 1e6)
+    # The stage that accepts everything is the last one: it streams, and no judge is asked.
+    assert found.ttft_p95_s < found.p95_s < 1e6
 
 
 def test_the_last_stage_streams_and_calls_no_judge() -> None:

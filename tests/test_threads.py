@@ -100,6 +100,20 @@ def test_one_search_may_be_asked_from_two_threads(planner: Planner) -> None:
         assert list(pool.map(ask, floors)) == alone
 
 
+def test_a_search_in_use_is_not_waited_for_with_the_gil_held(planner: Planner) -> None:
+    """One thread searches, which asks for the GIL now and then; another wants details of a stage meanwhile."""
+    search, _ = search_of(planner, 20.0)
+    found = search.exact(32, 66.0)
+    shape, replicas = found.stages[0].shape, found.stages[0].replicas
+    with ThreadPoolExecutor(2) as pool:
+        searches = pool.submit(lambda: [search.exact(32, 66.0).routing for _ in range(30)])
+        details = pool.submit(
+            lambda: [search.evaluate(found.routing, 0, shape, replicas)["p95_s"] for _ in range(3000)]
+        )
+        assert set(searches.result(timeout=60)) == {found.routing}
+        assert set(details.result(timeout=60)) == {found.stages[0].latency_s}
+
+
 def ticks_beside(call: Callable[[], object]) -> int:
     """How often another Python thread gets to run while `call` runs."""
     ticks = 0

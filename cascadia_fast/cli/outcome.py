@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import typer
 
@@ -34,22 +34,51 @@ def outcome() -> Iterator[list[str]]:
     try:
         with _collected(sentences):
             yield sentences
-        sys.stdout.flush()
     except CascadiaError as error:
         _print_warnings(sentences)
-        typer.echo(f"error: {_one_line(error)}", err=True)
+        say(f"error: {_one_line(error)}")
         code = BAD_INPUT_OR_NO_PLAN
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
         code = INTERRUPTED
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit; give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         code = BROKEN_PIPE
     else:
         _print_warnings(sentences)
     if code:
         raise typer.Exit(code)
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Print to stdout, and make sure of it.
+
+    Raises
+    ------
+    InputError
+        Stdout takes no more, for instance because its disk is full.
+    """
+    from cascadia_fast.errors import InputError
+
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_stdout()
+        raise InputError(f"stdout cannot be written ({error.strerror}); print to a place with room") from None
+
+
+def discard_stdout() -> None:
+    """Give the interpreter, which flushes stdout once more at exit, somewhere to write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(sentence: str) -> None:
+    """Print a line to stderr, where there is one."""
+    with suppress(OSError):
+        typer.echo(sentence, err=True)
 
 
 @contextmanager
@@ -74,7 +103,7 @@ def _collected(sentences: list[str]) -> Iterator[None]:
 
 def _print_warnings(sentences: list[str]) -> None:
     for sentence in sentences:
-        typer.echo(f"warning: {sentence}", err=True)
+        say(f"warning: {sentence}")
 
 
 def _one_line(message: object) -> str:

@@ -100,7 +100,10 @@ def evaluate(
     n = np.arange(limit + 1.0)
     step = np.array([engine.linear_s(max(m, 1), max(m, 1)) for m in n]) + n * attention
     mean_extra = np.interp(n, grid, extra @ w)
-    prefill_cost, decode_cost = mean(own[0]), out * step[limit] / limit + mean_extra[limit]
+    along = min(out / mean(chunks[0]), limit)  # sequences decoding where one prompt follows the other
+    at_along = lambda table: np.interp(along, grid, table @ w)  # noqa: E731
+    prefill_cost = at_along(own) + at_along(chunks) * along * attention
+    decode_cost = out * step[limit] / limit + mean_extra[limit]
     capacity = min(1 / prefill_cost, 1 / decode_cost)
     utilization = rate_per_s / capacity
     inf = Result(np.inf, capacity, utilization, limit, *(np.full(len(tin), np.inf),) * 2, w)
@@ -124,11 +127,12 @@ def evaluate(
     mean_step, step_at = float(seen @ step[1:]), step_quantiles(step[1:], seen)
     p_full = float(tail + p[limit])
 
-    at = lambda table: np.array([np.interp(running, grid, table[:, k]) for k in range(len(tin))])  # noqa: E731
+    met = min(running, along)
+    at = lambda table: np.array([np.interp(met, grid, table[:, k]) for k in range(len(tin))])  # noqa: E731
     c_now = at(chunks)
-    pre, x = at(own) + c_now * running * attention, at(extra)
+    pre, x = at(own) + c_now * met * attention, at(extra)
     m1, m2, m3 = mean(pre), mean(pre**2), mean(pre**3)
-    busy, busy_x = min(lam * m1, 0.995), min(lam * mean(x), 0.99)
+    busy, busy_x = lam * m1, lam * mean(x)
     scv = m2 / m1**2 - 1
     base_wait = lam * m2 / 2 / (1 - busy)
     wait_mean, p_wait = base_wait, busy
