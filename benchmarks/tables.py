@@ -1,6 +1,6 @@
-"""Generates what the README prints, between markers: the example's plan, and the table of results from the benchmarks.
+"""Generates what the README prints, between markers: the example's plan, the floors, and the results of the benchmarks.
 
-python benchmarks/tables.py                    run the benchmarks, then write both
+python benchmarks/tables.py                    run the benchmarks, then write all three
 python benchmarks/tables.py RUN.json           write the table of a run (pytest --benchmark-json=RUN.json)
 python benchmarks/tables.py RUN.json --check   exit 1 unless the README holds exactly that table
 python benchmarks/tables.py --check            exit 1 unless the README holds these rows, whatever was measured
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EXAMPLE_BEGIN, EXAMPLE_END = "<!-- example:begin -->", "<!-- example:end -->"
+FLOORS_BEGIN, FLOORS_END = "<!-- floors:begin -->", "<!-- floors:end -->"
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
 
@@ -229,6 +230,13 @@ def example() -> str:
     return f"{EXAMPLE_BEGIN}\n```text\n$ cascadia-fast plan\n{made.rstrip()}\n```\n{EXAMPLE_END}"
 
 
+def floors() -> str:
+    """Return the table of quality floors with its markers."""
+    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "floors.py")]
+    made = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
+    return f"{FLOORS_BEGIN}\n{made.rstrip()}\n\nMade by `python benchmarks/floors.py`.\n{FLOORS_END}"
+
+
 def split_readme(text: str, begin_mark: str = BEGIN, end_mark: str = END) -> tuple[str, str, str]:
     """Return what comes before the marked block, the block with its markers, and what comes after."""
     if text.count(begin_mark) != 1 or text.count(end_mark) != 1 or text.index(begin_mark) > text.index(end_mark):
@@ -267,7 +275,8 @@ def main() -> int:
                 run_benchmarks(path)
             text = before + block(Run.read(path)) + after
             before, _, after = split_readme(text, EXAMPLE_BEGIN, EXAMPLE_END)
-            README.write_text(before + example() + after, encoding="utf-8")
+            before, _, after = split_readme(before + example() + after, FLOORS_BEGIN, FLOORS_END)
+            README.write_text(before + floors() + after, encoding="utf-8")
     except (Missing, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

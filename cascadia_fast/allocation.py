@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ _OPTIONS: dict[str, Any] = {
 }
 
 _LADDER_RUNGS = 64
+_QUICK_COLUMNS = 2000  # solved in about a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +206,7 @@ def _solve(columns: Sequence[Columns], gpus: int, exact_sum: bool, time_limit_s:
         _check(solver.setOptionValue(name, value), f"option {name}")
     _check(solver.setOptionValue("time_limit", float(time_limit_s)), "option time_limit")
     _check(solver.passModel(_program(columns, gpus, exact_sum)), "the model")
-    _check(solver.run(), "run")
+    _run(solver, interruptible=int(starts[-1]) > _QUICK_COLUMNS)
     model_status = solver.getModelStatus()
     has_answer = solver.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if not has_answer:
@@ -225,6 +227,23 @@ def _solve(columns: Sequence[Columns], gpus: int, exact_sum: bool, time_limit_s:
         seconds=time.perf_counter() - started_s,
         columns=int(starts[-1]),
     )
+
+
+def _run(solver: highspy.Highs, interruptible: bool) -> None:
+    """Solve; a long solve leaves this thread free to see Ctrl-C, and then stops at HiGHS's next callback."""
+    if not interruptible:
+        _check(solver.run(), "run")
+        return
+    solver.HandleUserInterrupt = True
+    with ThreadPoolExecutor(1) as pool:
+        solving = pool.submit(solver.run)
+        try:
+            while not wait([solving], timeout=0.1).done:
+                pass
+        except KeyboardInterrupt:
+            solver.cancelSolve()  # type: ignore[no-untyped-call]
+            raise
+    _check(solving.result(), "run")
 
 
 def _require_feasible(columns: Sequence[Columns], gpus: int) -> None:

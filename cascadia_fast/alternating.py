@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cascadia_fast import _core
 from cascadia_fast.errors import InputError
-from cascadia_fast.routing import RoutingGrid, chebyshev, proportional_start, span_of
+from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, chebyshev, proportional_start, span_of
 from cascadia_fast.workload import ScoredRequests
 
 MAX_ROUNDS = 100
@@ -133,7 +133,7 @@ def _run(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float
 
 
 def _best_met(rounds: list[Round], grid: RoutingGrid, q_min: float) -> Round | None:
-    met = [step for step in rounds if _quality(grid, step.routing) >= q_min - 1e-9]
+    met = [step for step in rounds if _quality(grid, step.routing) >= q_min - QUALITY_SLACK]
     return min(met, key=lambda step: step.latency_s, default=None)
 
 

@@ -33,7 +33,7 @@ from cascadia_fast.fleet import StageFleet, calibration_of
 from cascadia_fast.placement import Placement, place
 from cascadia_fast.prediction import end_to_end
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
+from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
 from cascadia_fast.workload import Workload, bursty_warning
 
 POOL = "pool0"
@@ -230,7 +230,7 @@ def _best_single_model(draft: Draft) -> SingleModel:
                 p95_s=choice.latency_s if carries else None,
                 quality=float(quality),
                 cost_usd_per_hour=draft.gpus_usd_per_hour(choice.gpus if carries else draft.gpus),
-                feasible=bool(carries and quality >= draft.q_min - 1e-9),
+                feasible=bool(carries and quality >= draft.q_min - QUALITY_SLACK),
             )
         )
     feasible = [option for option in options if option.feasible]

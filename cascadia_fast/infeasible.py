@@ -9,7 +9,7 @@ import numpy as np
 
 from cascadia_fast import _core
 from cascadia_fast.errors import NoPlanError, PoolTooSmallError, QualityUnreachableError, RateTooHighError
-from cascadia_fast.routing import RoutingGrid
+from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid
 
 
 def check_floor(grid: RoutingGrid, q_min: float) -> None:
@@ -17,7 +17,7 @@ def check_floor(grid: RoutingGrid, q_min: float) -> None:
     quality = grid.quality[grid.combinations]
     best = int(np.argmax(quality))
     best_quality = float(quality[best])
-    if best_quality >= q_min - 1e-9:
+    if best_quality >= q_min - QUALITY_SLACK:
         return
     thresholds = grid.thresholds(best)
     route = f" (thresholds {describe(thresholds)})" if thresholds else ""

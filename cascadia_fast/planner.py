@@ -18,6 +18,7 @@ from cascadia_fast.fleet import build_fleet
 from cascadia_fast.infeasible import check_floor, no_allocation
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, routing_grid
+from cascadia_fast.schema import MAX_GPUS
 from cascadia_fast.workload import Workload
 
 METHODS = ("exact", "alternating")
@@ -27,7 +28,6 @@ AGREEMENT = 1e-6
 # Up to here HiGHS sees every GPU count, each p95 evaluated without the search: a few milliseconds. Beyond, only the
 # counts that the search says can matter.
 WHOLE_TABLE_GPUS = 128
-MAX_GPUS = 1_000_000
 
 
 @dataclass(frozen=True)

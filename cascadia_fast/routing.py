@@ -24,6 +24,7 @@ FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int32]
 Levels = Sequence[Sequence[float] | FloatArray] | Literal["distinct"] | None
 
+QUALITY_SLACK = 1e-9  # points by which a mean may miss a floor and still meet it: sums round
 OWN_CELL_REQUESTS = 512  # up to here a sample is so small that binning its lengths would lose more than it saves
 FINE_STAGES = 3  # cascades up to here get all of 0 … 100 and never, longer ones at most COARSE_COMBINATIONS
 COARSE_COMBINATIONS = 20_000

@@ -10,25 +10,12 @@
 #include <vector>
 
 #include "lengths.hpp"
+#include "sampling.hpp"
 #include "step_time.hpp"
 
 namespace cascadia {
 
 inline constexpr double kMaxUtilization = 0.999;  // closer to saturation than this counts as unstable
-
-// Quantiles of the step time are tabulated at evenly spaced normal deviates.
-inline constexpr double kDeviateLimit = 3.5, kDeviateSpacing = 0.25;
-inline constexpr std::size_t kDeviates = 29;
-
-// Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves, and each of
-// their parts is an increasing quantile of them: so each sample rises with the rate, and every quantile does.
-struct Nodes {
-  Nodes(std::size_t cells, std::size_t padded);
-  std::size_t per_cell;
-  std::vector<double> wait, slot, gauss;  // exponential, exponential, standard normal
-  std::vector<std::int32_t> table_index;  // where gauss lies in the table of step times, and how far to the next entry
-  std::vector<double> table_fraction;
-};
 
 // What one vector of shares means for one replica; everything that does not depend on the rate.
 struct Load {
@@ -82,7 +69,6 @@ class LoadModel {
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;
   void set_least_work();
   double back_to_back_prefill_s(const Load& load) const;
-  double select(const Load& load, double q, Scratch& scratch) const;
 
   std::size_t cells_, padded_;
   std::shared_ptr<const Nodes> nodes_;
