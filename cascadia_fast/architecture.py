@@ -373,7 +373,9 @@ def _required(config: Config, names: tuple[str, ...], where: str, usual: str = "
         present = [name for name in names if config.get(name) is not None]
         if present:
             raise InputError(f"{where}: {present[0]} is 0; it must be at least 1")
-        raise InputError(f"{where} has no field {usual or names[0]}; add it (a Hugging Face config.json of the model has it)")
+        raise InputError(
+            f"{where} has no field {usual or names[0]}; add it (a Hugging Face config.json of the model has it)"
+        )
     return value
 
 

@@ -149,15 +149,17 @@ def model(name_or_path: str | os.PathLike[str], base_dir: str | os.PathLike[str]
     is_path = isinstance(name_or_path, os.PathLike) or text.endswith(".json") or text.startswith((".", "~", "/"))
     if is_path or os.path.exists(path):
         return model_from_config(path)
-    nearest = difflib.get_close_matches(_key(text), map(_key, model_names()), n=3, cutoff=0.5)
+    listed = "cascadia_fast.catalog.model_names() lists the catalog"
     hint = did_you_mean(text, known)
-    others = [name for name in nearest if repr(name) not in hint]
-    if hint and others:
-        hint = f"{hint.removesuffix('?')} ({', '.join(others)} are near, too)?"
-    raise InputError(
-        f"unknown model {text!r}{hint or ';'} {'The' if hint else 'the'} path of any Hugging Face config.json works too, "
-        "and cascadia_fast.catalog.model_names() lists the catalog"
-    )
+    if not hint:
+        raise InputError(
+            f"unknown model {text!r}; give a catalog name, a Hugging Face id, or the path of any Hugging Face "
+            f"config.json ({listed})"
+        )
+    nearest = difflib.get_close_matches(_key(text), map(_key, model_names()), n=3, cutoff=0.5)
+    also = [name for name in nearest if repr(name) not in hint]
+    near = f"near are also {', '.join(also)}; " if also else ""
+    raise InputError(f"unknown model {text!r}{hint} ({near}any Hugging Face config.json works too; {listed})")
 
 
 def model_from_config(path: str | os.PathLike[str]) -> ModelSpec:

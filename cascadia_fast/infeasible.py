@@ -10,6 +10,7 @@ import numpy as np
 from cascadia_fast import _core
 from cascadia_fast.errors import NoPlanError, PoolTooSmallError, QualityUnreachableError, RateTooHighError
 from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid
+from cascadia_fast.schema import MAX_GPUS
 
 
 def check_floor(grid: RoutingGrid, q_min: float) -> None:
@@ -41,18 +42,23 @@ def no_allocation(
             "memory_utilization, use a smaller kv_dtype, or drop the longest requests"
         )
     max_rate_per_s = search.max_rate_per_s(gpus, q_min)
-    advice = f"{enough:,.0f} GPUs would be enough"
+    advice = f"{gpus_text(int(enough))} would be enough" if enough <= MAX_GPUS else f"not even {MAX_GPUS:,} are enough"
     if max_rate_per_s <= 0:
         return PoolTooSmallError(
-            f"{gpus} GPUs hold no cascade that meets q_min {q_min:g} at any rate; {advice} for {rate_per_s:g} "
-            "requests/s",
+            f"{gpus_text(gpus)} cannot hold a cascade that meets q_min {q_min:g} at any rate; {advice} for "
+            f"{rate_per_s:g} requests/s",
             gpus_needed=int(enough),
         )
     return RateTooHighError(
-        f"no allocation of {gpus} GPUs carries {rate_per_s:g} requests/s at q_min {q_min:g} under the utilisation cap; "
-        f"the largest rate is {floor_digits(max_rate_per_s):g}, and {advice}",
+        f"no allocation of {gpus_text(gpus)} carries {rate_per_s:g} requests/s at q_min {q_min:g} under the utilisation "
+        f"cap; the largest rate is {floor_digits(max_rate_per_s):g}, and {advice}",
         max_rate_per_s=max_rate_per_s,
     )
+
+
+def gpus_text(gpus: int) -> str:
+    """Return a number of GPUs as people write it."""
+    return f"{gpus:,} GPU" if gpus == 1 else f"{gpus:,} GPUs"
 
 
 def describe(thresholds: Sequence[float]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import operator
 import os
+import re
 import threading
 import types
 import typing
@@ -32,6 +33,8 @@ TRUSTED = "trusted"
 # A plan of 100,000 one-GPU replicas is 10 MB; anything far beyond is not a plan.
 _MAX_BYTES = 64 * 1024 * 1024
 _MAX_SHOWN = 60
+# Python reads such bytes as lone surrogates.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 class Record:
@@ -99,7 +102,7 @@ def _scalar(value: Any, hint: Any, where: str) -> Any:
 
 def _text(value: str) -> str:
     """Plain text: the bytes of a file name that are no UTF-8 have no place in JSON and are replaced."""
-    return str(value) if value.isascii() else value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return _NO_TEXT.sub("\ufffd", value)
 
 
 def _threshold(value: Any, where: str) -> float:

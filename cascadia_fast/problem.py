@@ -283,9 +283,7 @@ class Problem:
             }
             for what, wrong in needs.items():
                 if wrong:
-                    raise InputError(
-                        f"{self.where}: workload has {what}; add arrivals (a trace) or a plain rate_per_s"
-                    )
+                    raise InputError(f"{self.where}: workload has {what}; add arrivals (a trace) or a plain rate_per_s")
         elif section.cv is not None:
             raise InputError(f"{self.where}: workload has both arrivals and cv; a trace has its own CV, so drop cv")
 
@@ -306,8 +304,8 @@ def _stages(cascade: Sequence[CascadeEntry], files: InputFiles, where: str) -> t
         weights = entry.weights or model.native_weights
         if weights not in WEIGHT_FORMATS:
             raise UnsupportedError(
-                f"{place}.model {entry.model!r} is published in the weight format {weights!r}, which cannot be planned; "
-                f"set cascade[{index}].weights to one of {', '.join(WEIGHT_FORMATS)}"
+                f"{place}.model {entry.model!r} is published in the weight format {weights!r}, which cannot be "
+                f"planned; set cascade[{index}].weights to one of {', '.join(WEIGHT_FORMATS)}"
             )
         found.append(Stage(model.name, model, weights, entry.kv_dtype, entry.name_in_requests or entry.model))
     repeated = {name for name, count in Counter(stage.name for stage in found).items() if count > 1}

@@ -280,8 +280,8 @@ def _on_scale(table: Table, source: ScoredTable, rows: IntArray, name: str, what
     if scale == 100 and 0 < largest <= 1:
         plural = {"score": "scores", "quality": "qualities"}[what]
         warnings.warn(
-            f"{plural} lie between 0 and 1 (column {name!r} of {source.path}); set workload.{what}_scale: 1 unless they "
-            "are meant on a scale of 0 to 100",
+            f"{plural} lie between 0 and 1 (column {name!r} of {source.path}); set workload.{what}_scale: 1 unless "
+            "they are meant on a scale of 0 to 100",
             CascadiaWarning,
             stacklevel=3,
         )

@@ -27,7 +27,7 @@ def _as_tuple(value: Any) -> Any:
 
 
 Positive = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, ge=MIN_RATE_PER_S, le=MAX_RATE_PER_S)]
+Rate = Annotated[float, Field(ge=MIN_RATE_PER_S, le=MAX_RATE_PER_S)]
 NotNegative = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -13,11 +13,17 @@ from typing import IO, TYPE_CHECKING
 from cascadia_fast.summary_layout import Report, Table, draw, encodable, plain, to_ascii
 
 if TYPE_CHECKING:
-    from cascadia_fast.blueprint import Iteration, Plan, ReplicaGroup, SingleModel, StagePlan
+    from cascadia_fast.blueprint import HighsProof, Plan, ReplicaGroup, SingleModel, StagePlan
 
 DEFAULT_COMMAND = ("cascadia-fast", "plan", "FILE")
 
 _FILE_WIDTH = 120
+# What the planner takes at most; no command may propose more.
+_MAX_GPUS = 1_000_000
+_NOTHING = "–"
+# Closer than this, two costs are called the same; and no threshold interval narrower than this is worth a word.
+_SAME_COST = 0.005
+_WIDE_POINTS = 1.0
 
 
 def summarize(
@@ -56,33 +62,48 @@ def report_of(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> R
     return Report(_title(plan), _stages(plan), _facts(plan), _versus(plan), _verdict(plan), _next(plan, command, flags))
 
 
-def duration(seconds: float | None) -> str:
-    """``135 s``, ``270 ms``, ``12.5 min``; None is what load never lets end."""
+def duration(seconds: float | None, zeros: bool = False) -> str:
+    """``135 s``, ``270 ms``, ``12.5 min``; None is what load never lets end.
+
+    Parameters
+    ----------
+    seconds : the duration.
+    zeros : keep trailing zeros, ``5.00 s``, for columns of numbers.
+    """
     if seconds is None:
         return "unbounded"
+    rounded = float(f"{seconds:.2e}")  # 999.6 ms are 1 s
     for limit, scale, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (600.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
-        if seconds < limit:
-            return f"{_digits(seconds * scale)} {unit}"
-    return f"{_digits(seconds / 3600)} h"
+        if rounded < limit:
+            return f"{_digits(seconds * scale, zeros=zeros)} {unit}"
+    return f"{_digits(seconds / 3600, zeros=zeros)} h"
 
 
-def _digits(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.6f}"
+def _digits(value: float, places: int = 3, zeros: bool = False) -> str:
+    """So many significant digits, never an exponent; whole numbers are not rounded."""
+    rounded = abs(float(f"{value:.{places - 1}e}"))
+    if rounded < 1e-12:
+        return "0"
+    decimals = max(0, places - 1 - math.floor(math.log10(rounded)))
+    text = f"{value:,.{decimals}f}"
+    return text if zeros or decimals == 0 else text.rstrip("0").rstrip(".")
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return _digits(value, places=4)
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
+    return f"{_digits(100 * share)} %"
 
 
 def _dollars(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.2f}"
+    return _NOTHING if value is None else f"{value:,.2f}"
+
+
+def _plain(value: float) -> str:
+    """The shortest text of a number that an option takes, without an exponent."""
+    return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
 def _plural(count: int, noun: str) -> str:
@@ -98,23 +119,24 @@ def _title(plan: Plan) -> str:
 
 
 def _stages(plan: Plan) -> Table:
-    header = ("stage", "model", "weights", "GPUs", "replicas", "reach", "rate", "p95", "utilisation", "batch")
+    header = ("stage", "model", "weights", "GPUs", "replicas", "reach", "rate", "p95", "utilised", "batch")
     return Table(header, tuple(_stage_row(stage) for stage in plan.stages), frozenset({"model", "weights", "replicas"}))
 
 
 def _stage_row(stage: StagePlan) -> tuple[str, ...]:
     limit = max((group.max_num_seqs for group in stage.replicas), default=0)
+    served = stage.rate_per_s > 0
     return (
         str(stage.index + 1),
         stage.model,
         stage.weights,
         f"{stage.gpus:,}",
         " + ".join(_group(group) for group in stage.replicas) or "none",
-        _percent(stage.reach),
-        f"{_digits(stage.rate_per_s)}/s",
-        duration(stage.p95_s),
-        _percent(stage.utilization),
-        "–" if stage.mean_batch is None else f"{_digits(stage.mean_batch)} of {limit}",
+        f"{100 * stage.reach:.1f} %",
+        f"{_digits(stage.rate_per_s, zeros=True)}/s" if served else _NOTHING,
+        duration(stage.p95_s, zeros=True) if served else _NOTHING,
+        f"{100 * stage.utilization:.1f} %" if served else _NOTHING,
+        f"{stage.mean_batch:,.1f} of {limit}" if served and stage.mean_batch is not None else _NOTHING,
     )
 
 
@@ -129,7 +151,7 @@ def _facts(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("rate", _rate(plan)),
         ("latency", _latency(plan)),
         ("GPUs", _gpus(plan)),
-        ("why", _work(plan)),
+        ("work", _work(plan)),
     ]
     if plan.skipped_models:
         facts.append(("not used", f"{', '.join(plan.skipped_models)}: no request has to go there to meet the floor"))
@@ -137,33 +159,29 @@ def _facts(plan: Plan) -> tuple[tuple[str, str], ...]:
         facts.append(("judge", _judge(plan)))
     facts.append(("solver", _solver(plan)))
     if plan.solver.highs is not None:
-        proof = plan.solver.highs
-        facts.append(
-            (
-                "HiGHS",
-                f"{proof.status} at {duration(proof.objective)} on {_plural(proof.columns, 'column')}, "
-                f"{duration(proof.seconds)}",
-            )
-        )
-    facts.append(("calibration", f"{plan.calibration.profile}, {plan.calibration.status}"))
+        facts.append(("check", _check(plan, plan.solver.highs)))
+    facts.append(("calibration", _calibration(plan)))
     return (*facts, *(("warning", warning) for warning in plan.warnings))
 
 
 def _threshold_facts(plan: Plan) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     pairs = zip(plan.routing.thresholds, plan.routing.threshold_intervals, strict=True)
-    for stage, (threshold, (low, high)) in zip(plan.stages, pairs, strict=False):
-        number = stage.index + 1
-        if threshold == math.inf:
-            alike = "" if low is None else f" (nor would it at any threshold above {_number(low)})"
-            text = f"stage {number} never accepts{alike}"
-        else:
-            above = "" if low is None else f"above {_number(low)} "
-            below = "" if high == math.inf else f"up to {_number(high)} "
-            alike = f" (any threshold {above}{below}routes these requests alike)" if above or below else ""
-            text = f"stage {number} accepts a score of {_number(threshold)} or more{alike}"
+    for stage, (threshold, interval) in zip(plan.stages, pairs, strict=False):
+        text = "no answer" if threshold == math.inf else f"answers scored {_number(threshold)} or more"
+        text = f"stage {stage.index + 1} keeps {text}{_alike(*interval)}"
         facts.append(("" if facts else "thresholds", text))
     return facts
+
+
+def _alike(low: float | None, high: float) -> str:
+    """Which other thresholds route the scored requests alike, where there is some room."""
+    start, end = max(low or 0.0, 0.0), min(high, 100.0)
+    if end - start <= _WIDE_POINTS:
+        return ""
+    above = f" above {_number(start)}" if start > 0 else ""
+    below = f" up to {_number(end)}" if end < 100 else ""
+    return f" (the same for any{above}{below})" if above or below else " (the same for any)"
 
 
 def _quality(plan: Plan) -> str:
@@ -183,16 +201,19 @@ def _rate(plan: Plan) -> str:
     headroom = f", headroom × {_number(workload.headroom)}" if workload.headroom != 1 else ""
     return (
         f"{_digits(workload.rate_per_s)} requests/s planned ({workload.rate_from}{headroom}); this plan carries at "
-        f"most {_digits(plan.predicted.max_rate_per_s)}"
+        f"most {_digits(plan.predicted.max_rate_per_s)} within the utilisation cap of {_percent(plan.max_utilization)}"
     )
 
 
 def _latency(plan: Plan) -> str:
     predicted = plan.predicted
+    first = "first token"
+    before = ""
+    if len(plan.stages) > 1:
+        first, before = "first token of the final answer", " (earlier stages and judge included)"
     return (
         f"predicted end to end p50 {duration(predicted.end_to_end_p50_s)}, p95 {duration(predicted.end_to_end_p95_s)}; "
-        f"slowest stage p95 {duration(predicted.max_stage_p95_s)}; time to first token p95 "
-        f"{duration(predicted.ttft_p95_s)}"
+        f"slowest stage p95 {duration(predicted.max_stage_p95_s)}; {first} p95 {duration(predicted.ttft_p95_s)}{before}"
     )
 
 
@@ -205,39 +226,72 @@ def _gpus(plan: Plan) -> str:
 
 
 def _work(plan: Plan) -> str:
-    """Where the GPUs go and why: what a visit costs, how many visits there are, and what that keeps busy."""
-    terms, busy = [], []
-    for stage in plan.stages:
-        busy.append(stage.utilization * stage.gpus)
-        if stage.rate_per_s > 0:
-            visit_gpu_s = stage.utilization * stage.gpus / stage.rate_per_s
-            terms.append(f"{_digits(stage.rate_per_s)}/s × {_digits(visit_gpu_s)} GPU-s at stage {stage.index + 1}")
-    heaviest = max(range(len(busy)), key=busy.__getitem__)
-    text = f"{' + '.join(terms)} keep {_digits(sum(busy))} of {plan.gpus:,} GPUs busy"
-    if len(terms) > 1:
-        text += f", {_percent(busy[heaviest] / sum(busy))} of it at stage {plan.stages[heaviest].index + 1}"
-    return f"{text}; the rest buys latency"
+    """Where the GPUs go: how many are busy, where most of them are, and what one request costs at each stage."""
+    busy = [stage.utilization * stage.gpus for stage in plan.stages]
+    text = f"{_digits(sum(busy))} of {_plural(plan.gpus, 'GPU')} busy on average"
+    visits = [
+        f"{_digits(work / stage.rate_per_s)} GPU-s at stage {stage.index + 1}"
+        for stage, work in zip(plan.stages, busy, strict=True)
+        if stage.rate_per_s > 0
+    ]
+    if len(visits) > 1 and sum(busy) > 0:
+        heaviest = max(range(len(busy)), key=busy.__getitem__)
+        text += f", {_percent(busy[heaviest] / sum(busy))} of them at stage {plan.stages[heaviest].index + 1}"
+    return f"{text} (per request: {', '.join(visits)})" if visits else text
 
 
 def _judge(plan: Plan) -> str:
     judge = plan.judge
     auc = "" if judge.simulated_auc is None else f" with AUC {_number(judge.simulated_auc)}"
-    price = f", {judge.usd_per_call:g} USD" if judge.usd_per_call else ""
-    return f"{judge.kind}{auc}, {duration(judge.latency_s)}{price} per call"
+    price = f", {_digits(judge.usd_per_call)} USD per call" if judge.usd_per_call else ""
+    return f"{judge.kind}{auc}, {f'{duration(judge.latency_s)} per call' if judge.latency_s else 'instant'}{price}"
 
 
 def _solver(plan: Plan) -> str:
     solver = plan.solver
-    text = (
-        f"{solver.method}, {solver.certificate}; {_plural(solver.distinct_routings, 'distinct routing')}, "
-        f"{solver.evaluated:,} evaluated, {solver.pruned:,} pruned, {duration(solver.seconds)}"
+    work = f"{solver.evaluated:,} evaluated, {solver.pruned:,} pruned"
+    certificate = solver.certificate
+    if solver.trace:
+        work = _plural(len(solver.trace), "round")
+        certificate = certificate.removesuffix(f"; {work}")
+    return f"{solver.method}, {certificate}; {work}, {duration(solver.seconds)}"
+
+
+def _check(plan: Plan, proof: HighsProof) -> str:
+    """What the second solver says of the allocation."""
+    effort = f"({_plural(proof.columns, 'column')}, {duration(proof.seconds)})"
+    same = proof.objective is not None and duration(proof.objective) == duration(plan.latency_s)
+    if proof.status == "optimal" and same:
+        return f"HiGHS finds the same {duration(proof.objective)} {effort}"
+    if proof.objective is None:
+        return f"HiGHS ends with status {proof.status} and no result {effort}"
+    return f"HiGHS finds {duration(proof.objective)}, status {proof.status} {effort}"
+
+
+def _calibration(plan: Plan) -> str:
+    calibration = plan.calibration
+    if calibration.status != "transferred":
+        return f"{calibration.profile}, {calibration.status} fit"
+    unmeasured = sorted(
+        {
+            f"{stage.weights} on {group.gpu}"
+            for stage in plan.stages
+            for group in stage.replicas
+            if _status(group.gpu, stage.weights) == "transferred"
+        }
     )
-    return f"{text}; {_rounds(solver.trace)}" if solver.trace else text
+    what = f"never measured for {', '.join(unmeasured)}" if unmeasured else "never measured for some of the stages"
+    return f"{calibration.profile}, transferred: {what}"
 
 
-def _rounds(trace: tuple[Iteration, ...]) -> str:
-    values = " → ".join("overload" if step.objective is None else _number(step.objective) for step in trace)
-    return f"{_plural(len(trace), 'round')}, objective J {values}"
+def _status(gpu: str, weights: str) -> str:
+    from cascadia_fast.errors import InputError
+    from cascadia_fast.profile import efficiency_for
+
+    try:
+        return efficiency_for(gpu, weights)[1]
+    except InputError:  # a plan of a version that knows more GPUs or formats
+        return "transferred"
 
 
 def _versus(plan: Plan) -> Table:
@@ -254,7 +308,7 @@ def _versus(plan: Plan) -> Table:
         )
     ]
     single = plan.best_single_model
-    if single is not None:
+    if single is not None and not _is_single(plan, single):
         rows.append(
             (
                 f"{single.model} alone",
@@ -266,6 +320,11 @@ def _versus(plan: Plan) -> Table:
             )
         )
     return Table(header, tuple(rows), frozenset({"deployment", "note"}))
+
+
+def _is_single(plan: Plan, single: SingleModel) -> bool:
+    """Whether the plan itself is that single model."""
+    return len(plan.stages) == 1 and plan.stages[0].model == single.model
 
 
 def _single_note(plan: Plan, single: SingleModel) -> str:
@@ -291,11 +350,23 @@ def _verdict(plan: Plan) -> str:
         return f"No single model meets the floor at this rate. {text}"
     if not single.p95_s or cascade_s is None or len(plan.stages) == 1:
         return text
+    ratio = _cost_ratio(plan, single)
+    same = abs(ratio - 1) <= _SAME_COST
+    if single.quality >= plan.predicted.quality and single.p95_s <= cascade_s and (ratio >= 1 or same):
+        cost = "at the same cost" if same else f"at {1 / ratio:.2f} times the cost"
+        return (
+            f"{single.model} alone is better here: quality {_number(single.quality)} against "
+            f"{_number(plan.predicted.quality)}, p95 {duration(single.p95_s)} against {duration(cascade_s)}, {cost}. "
+            f"{text}"
+        )
     against = f"The cascade has {cascade_s / single.p95_s:.2f} times the p95 of {single.model} alone"
+    return f"{against}{' at the same cost' if same else f' and {ratio:.2f} times its cost'}. {text}"
+
+
+def _cost_ratio(plan: Plan, single: SingleModel) -> float:
+    """Cost of the plan over that of the single model; their GPUs where no price is known."""
     cost, single_cost = plan.predicted.cost_usd_per_hour, single.cost_usd_per_hour
-    if cost is not None and single_cost:
-        against += f" and {cost / single_cost:.2f} times its cost"
-    return f"{against}. {text}"
+    return cost / single_cost if cost and single_cost else plan.gpus / max(single.gpus, 1)
 
 
 def _next(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -307,17 +378,20 @@ def _next(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> tuple
     lower = max(0.0, plan.q_min - 5)
     found = []
     if lower < plan.q_min:
-        found.append((line("--q-min", f"{lower:g}"), "what a lower quality floor buys"))
+        found.append((line("--q-min", _plain(lower)), "what a lower quality floor buys"))
     else:
         found.append((line("--method", "alternating"), "what the paper's own loop finds"))
     if plan.gpus < plan.pool_gpus:
         found.append((line("--gpus", str(plan.gpus)), "the same without the idle GPUs"))
-    else:
+    elif 2 * plan.pool_gpus <= _MAX_GPUS:
         found.append((line("--gpus", str(2 * plan.pool_gpus)), "what twice the GPUs buy"))
+    workload = plan.workload
     if tuple(command) == ("cascadia-fast", "plan"):
         found.append(("cascadia-fast plan --write-example DIR", "copy the example's files, to start from"))
-    elif "-o" in flags:
-        found.append((line("--rate", f"{1.25 * plan.workload.rate_per_s:.3g}"), "a quarter more traffic"))
-    else:
+    elif "-o" not in flags:
         found.append((line("-o", "plan.json"), "store the plan"))
+    elif workload.rate_from == "mean":
+        # The option takes the arrivals' own rate, which headroom then raises.
+        more = float(f"{1.25 * workload.rate_per_s / workload.headroom:.3g}")
+        found.append((line("--rate", _plain(more)), "a quarter more traffic"))
     return tuple(found)

@@ -16,8 +16,11 @@ _MIN_WIDTH = 40
 _LABEL_WIDTH = 13
 _MIN_TEXT = 6
 _GAP = "  "
-# On narrow screens these columns go first.
-_DISPENSABLE = ("batch", "weights", "rate")
+# On narrow screens these columns go first, and the last of them only where texts would get shorter than this.
+_DISPENSABLE = ("batch", "weights", "rate", "utilised")
+_SHORT_TEXT = 16
+# Names of models differ at their ends, so they are cut in the middle.
+_NAMES = ("model", "deployment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,8 @@ class Table:
         """The table without columns that can be spared, then with shortened text, as far as `width` demands it."""
         table = self
         for name in _DISPENSABLE:
-            if name in table.header and table._excess(width, gap) > 0:
+            spare = table._spare() if name == _DISPENSABLE[-1] else 0
+            if name in table.header and table._excess(width, gap) > spare:
                 k = table.header.index(name)
                 rows = tuple(row[:k] + row[k + 1 :] for row in table.rows)
                 table = Table(table.header[:k] + table.header[k + 1 :], rows, table.left)
@@ -47,8 +51,17 @@ class Table:
                 cut = max(0, min(excess, widths[k] - _MIN_TEXT))
                 widths[k] -= cut
                 excess -= cut
-        rows = tuple(tuple(map(_shortened, row, widths)) for row in table.rows)
-        return Table(tuple(map(_shortened, table.header, widths)), rows, table.left)
+        columns = [
+            (_clipped(name, size), *(_distinct(cells, size) if name in _NAMES else (_clipped(c, size) for c in cells)))
+            for name, size, cells in zip(table.header, widths, zip(*table.rows, strict=True), strict=True)
+        ]
+        lines = tuple(zip(*columns, strict=True))
+        return Table(lines[0], lines[1:], table.left)
+
+    def _spare(self) -> int:
+        """Characters that texts can lose and still be read."""
+        sizes = zip(self.header, self.widths(), strict=True)
+        return sum(max(0, size - _SHORT_TEXT) for name, size in sizes if name in self.left)
 
     def _excess(self, width: int, gap: int) -> int:
         return sum(self.widths()) + gap * (len(self.header) - 1) - width
@@ -97,8 +110,19 @@ def _lines(table: Table, width: int) -> Iterator[str]:
         yield _GAP.join(cell.ljust(size) if is_left else cell.rjust(size) for cell, size, is_left in cells)
 
 
-def _shortened(cell: str, width: int) -> str:
+def _clipped(cell: str, width: int) -> str:
     return cell if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
+def _distinct(cells: tuple[str, ...], width: int) -> list[str]:
+    """Names in at most `width` characters, cut in the middle where that keeps those that differ apart."""
+    found: list[str] = []
+    for head in range((width - 1) // 3, -1, -1):
+        tail = width - 1 - head
+        found = [cell if len(cell) <= width else f"{cell[:head]}…{cell[len(cell) - tail :]}" for cell in cells]
+        if len(set(found)) == len(set(cells)):
+            break
+    return found
 
 
 def draw(report: Report, file: IO[str]) -> None:

@@ -218,8 +218,8 @@ class Arrivals:
             raise InputError(f"all {times.size:,} arrivals are at {times[0]:g} s; a rate needs two different times")
         if duration_s > MAX_DURATION_S:
             raise InputError(
-                f"{times.size:,} arrivals span {duration_s:.3g} s; at most {MAX_DURATION_S:,.0f} s are supported, so give "
-                "times in seconds and a higher rate"
+                f"{times.size:,} arrivals span {duration_s:.3g} s; at most {MAX_DURATION_S:,.0f} s are supported, so "
+                "give times in seconds and a higher rate"
             )
         gaps = np.diff(times)
         mean_gap_s = duration_s / gaps.size

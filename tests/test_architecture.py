@@ -180,6 +180,7 @@ def test_native_weights_from_quantization_config(quantization: dict[str, object]
         ({"num_hidden_layers": 10**6}, r"at most 10000 layers"),
         ({"vocab_size": "many"}, r"vocab_size is 'many'; it must be a whole number"),
         ({"vocab_size": 10**12}, r"vocab_size is 1000000000000; it must lie between"),
+        ({"vocab_size": None}, r"has no field vocab_size; add it"),
         ({"vocab_size": True}, r"vocab_size is True; it must be a whole number"),
         ({"intermediate_size": 2.5}, r"intermediate_size is 2.5; it must be a whole number"),
         ({"intermediate_size": float("nan")}, r"intermediate_size is nan; it must be a whole number"),

@@ -15,7 +15,7 @@ from builders import alternating_report, deepseek_plan, one_stage_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadia_fast.blueprint import HighsProof, Plan, PlannedWorkload, Predicted, Routing
+from cascadia_fast.blueprint import HighsProof, Plan, PlannedWorkload, Predicted, Provenance, Routing
 from cascadia_fast.errors import InputError
 
 PLANS = {
@@ -193,11 +193,30 @@ def test_write_replaces_in_one_step(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["plan.json"]
 
 
-@pytest.mark.parametrize("where", ["missing/plan.json", "."])
+@pytest.mark.parametrize("where", ["missing/plan.json", ".", "x" * 300])
 def test_unwritable_target_leaves_nothing(where: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be written|not a regular file"):
         deepseek_plan().write(tmp_path / where)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"file/plan\.json cannot be written \(Not a directory\)"):
+        deepseek_plan().write(tmp_path / "file" / "plan.json")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    deepseek_plan().write(tmp_path / ("x" * 250))
+    assert Plan.read(tmp_path / ("x" * 250)) == deepseek_plan()
+
+
+def test_texts_that_are_no_unicode_are_replaced() -> None:
+    provenance = Provenance("0.1.0", {"p\udcff.yaml": "0" * 64}, {"m\ud800": "größe\udcfe"})
+    plan = deepseek_plan(provenance=provenance)
+    assert plan.provenance == Provenance("0.1.0", {"p\ufffd.yaml": "0" * 64}, {"m\ufffd": "größe\ufffd"})
+    assert Plan.from_json(plan.to_json()) == plan
 
 
 def test_links_are_not_replaced(tmp_path: Path) -> None:

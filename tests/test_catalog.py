@@ -164,7 +164,10 @@ def test_native_weights_of_catalog_models(name: str, weights: str) -> None:
 def test_unknown_names_are_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match=r"unknown GPU 'h100-sxm-80g'; did you mean 'h100-sxm-80gb'\?"):
         gpu("h100-sxm-80g")
-    with pytest.raises(InputError, match=r"unknown model 'deepseek-r2'; did you mean 'deepseek-r1'\?"):
+    with pytest.raises(
+        InputError,
+        match=r"unknown model 'deepseek-r2'; did you mean 'deepseek-r1'\? \(near are also .*config.json works",
+    ):
         model("deepseek-r2")
     with pytest.raises(InputError, match=r"unknown GPU '~'; known are a100"):
         gpu("~")

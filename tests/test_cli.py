@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import yaml
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.cli.outcome import outcome
 from cascadia_fast.errors import CascadiaWarning, InputError, PoolTooSmallError
+from cascadia_fast.example import EXAMPLE_DIR
 
 PROGRAM = [sys.executable, "-c", "from cascadia_fast.cli import main; main()"]
 
@@ -43,8 +45,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("example")
     result = run("plan", "--write-example", directory)
     assert result.returncode == 0, result.stderr
-    written = [Path(line) for line in result.stdout.splitlines()]
-    assert sorted(written) == sorted(directory.iterdir())
+    *written, after = result.stdout.splitlines()
+    assert after == f"Next: cascadia-fast plan {directory / 'problem.yaml'}"
+    assert sorted(map(Path, written)) == sorted(directory.iterdir())
     return directory
 
 
@@ -66,7 +69,7 @@ def test_help_lists_commands_and_options() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom cascadia_fast.cli import app\n"
+        "import sys\nfrom cascadia_fast.cli.program import app\n"
         f"try:\n app({arguments!r})\nexcept SystemExit:\n pass\n"
         "print([m for m in ('numpy', 'numba', 'highspy', 'yaml', 'rich', 'orjson') if m in sys.modules])"
     )
@@ -80,11 +83,12 @@ def test_version() -> None:
     assert result.stdout.startswith("cascadia-fast 0.")
 
 
-@pytest.mark.parametrize("arguments", [["plam"], ["plan", "--gpus", "many"], ["plan", "--threads", "0"], []])
+@pytest.mark.parametrize("arguments", [["plam"], ["plan", "--gpus", "many"], ["plan", "a", "b"], []])
 def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == (1 if arguments else 0)
 
 
 def test_example_is_planned_without_a_file() -> None:
@@ -156,15 +160,29 @@ def test_threads_do_not_change_the_plan() -> None:
     ("arguments", "words"),
     [
         (["nowhere.yaml"], ["nowhere.yaml"]),
-        (["--gpus", "0"], ["gpus"]),
+        (["--gpus", "0"], ["error: --gpus is 0; it must be at least 1"]),
+        (["--gpus", "x"], ["error: --gpus is 'x'; give a whole number"]),
+        (["--gpus", "1000001"], ["error: --gpus is 1000001; it must be at most 1,000,000"]),
+        (["--threads", "0"], ["error: --threads is 0; it must be at least 1"]),
+        (["--rate", "fast"], ["error: --rate is 'fast'; give a number"]),
+        (["--rate", "1e-300"], ["error: --rate is 1e-300; it must be at least 1e-09"]),
         (["--gpus", "1"], ["1"]),
         (["--q-min", "99.9"], ["99.9"]),
-        (["--q-min", "nan"], ["q_min"]),
-        (["--q-min", "101"], ["101"]),
+        (["--q-min", "nan"], ["error: --q-min is nan"]),
+        (["--q-min", "101"], ["error: --q-min is 101.0; it must be at most 100"]),
         (["--rate", "100000"], ["100000"]),
-        (["--rate", "-1"], ["rate_per_s"]),
-        (["--method", "exhaustive"], ["exhaustive", "exact"]),
-        (["--objective", "beauty"], ["beauty", "max_stage_p95"]),
+        (["--rate", "-1"], ["error: --rate is -1.0"]),
+        (["--method", "exhaustive"], ["error: --method is 'exhaustive'", "exact"]),
+        (["--objective", "beauty"], ["error: --objective 'beauty'", "max_stage_p95"]),
+        (["--objective", "min_cost"], ["error: --objective 'min_cost' is not available"]),
+        (["-o", "-"], ["-o is '-'", "--json"]),
+        (["-o", ""], ["-o is ''"]),
+        (["-o", "x" * 300], ["cannot be written (File name too long)"]),
+        (["x" * 300], ["cannot be read: File name too long"]),
+        ([""], ["FILE is empty"]),
+        (["--write-example", "x" * 300], ["cannot be written: File name too long"]),
+        (["--write-example", ""], ["--write-example is ''"]),
+        (["--write-example", "d", "--gpus", "4"], ["leave out --gpus"]),
         (["-o", "/nowhere/plan.json"], ["/nowhere/plan.json"]),
         (["x.yaml", "--write-example", "d"], ["x.yaml"]),
     ],
@@ -240,6 +258,74 @@ def test_reader_that_goes_away_is_no_traceback() -> None:
     assert "Exception ignored" not in errors
 
 
+@pytest.mark.parametrize("name", ["problem.yaml", "requests.csv.gz", "arrivals.csv.gz"])
+def test_inputs_are_never_overwritten(name: str, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE_DIR, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / name).read_bytes()
+    result = run("plan", "problem.yaml", "-o", name, cwd=tmp_path)
+    assert_one_error_line(result, f"-o {name} is a file that the problem is read from")
+    assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["plan"], ["plan", "--json"]])
+def test_a_full_disk_behind_stdout_is_one_sentence(arguments: list[str], tmp_path: Path) -> None:
+    output = ["-o", str(tmp_path / "plan.json")] if "--help" not in arguments else []
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [*PROGRAM, *arguments, *output], stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=120
+        )
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert errors == ["error: stdout cannot be written (No space left on device); print to a place with room"]
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+    if output:
+        assert Plan.read(output[1]).status == "optimal"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan"], ["plan", "--json"]])
+def test_a_closed_stdout_loses_no_plan(arguments: list[str], tmp_path: Path) -> None:
+    output = ["-o", str(tmp_path / "plan.json")] if "--help" not in arguments else []
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *PROGRAM, *arguments, *output]
+    result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    assert result.returncode == 141
+    assert "Traceback" not in result.stderr
+    if output:
+        assert Plan.read(output[1]).status == "optimal"
+
+
+def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/\xff"
+    os.mkdir(folder)
+    for name in os.listdir(EXAMPLE_DIR):
+        shutil.copyfile(os.fsencode(EXAMPLE_DIR / name), folder + b"/" + os.fsencode(name))
+    os.rename(folder + b"/problem.yaml", folder + b"/p\xfe.yaml")
+    path = os.fsdecode(folder + b"/p\xfe.yaml")
+    result = run("plan", path, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "p\ufffd.yaml" in Plan.from_json(result.stdout).provenance.inputs
+    assert run("plan", path).returncode == 0
+
+
+INTERRUPTED_IMPORT = """
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Finder())
+from cascadia_fast.cli import main
+main()
+"""
+
+
+def test_interrupt_during_imports_is_one_word() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
 SLEEPER = """
 import sys, time
 import cascadia_fast.cli.plan as command
@@ -275,7 +361,7 @@ def code_of(error: type[BaseException] | BaseException, capsys: pytest.CaptureFi
 def test_outcome_of_errors(capsys: pytest.CaptureFixture[str]) -> None:
     assert code_of(InputError("q_min is 200;\n give 0 to 100"), capsys) == (2, "error: q_min is 200; give 0 to 100\n")
     assert code_of(PoolTooSmallError("add 3 GPUs", gpus_needed=3), capsys) == (2, "error: add 3 GPUs\n")
-    assert code_of(KeyboardInterrupt, capsys) == (130, "interrupted\n")
+    assert code_of(KeyboardInterrupt, capsys) == (130, "")  # the program says it
 
 
 def test_outcome_prints_warnings_once_and_lets_bugs_through(capsys: pytest.CaptureFixture[str]) -> None:

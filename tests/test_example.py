@@ -46,6 +46,8 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_example(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        write_example(tmp_path / ("x" * 300))
 
 
 def test_example_is_small_and_attributed() -> None:

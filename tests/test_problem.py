@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cascadia_fast.errors import InputError, UnsupportedError
+from cascadia_fast.errors import CascadiaWarning, InputError, UnsupportedError
 from cascadia_fast.problem import Problem
 from cascadia_fast.workload import Arrivals, Workload
 
@@ -113,7 +113,7 @@ SENTENCES = [
     ("cascade", [], "cascade is []; it must be a list of at least 1"),
     ("cascade", "llama", "cascade[0] is 'llama'; it must be a group of named fields"),
     ("cluster", {"gpu": "h100"}, "cluster is {'gpu': 'h100'}; it must be a list"),
-    ("engine", None, "engine is None; it must be a group of named fields"),
+    ("engine", None, "engine is empty; it must be a group of named fields"),
     ("cascade.0.model", "llama-3.1-9b", "cascade[0].model: unknown model 'llama-3.1-9b'; did you mean"),
     ("cascade.0.model", "no/config.json", "cascade[0].model: model config"),
     ("cascade.0.weights", "fp9", "cascade[0].weights is 'fp9'; it must be one of 'bf16', 'fp8'"),
@@ -127,7 +127,10 @@ SENTENCES = [
     ("cluster.0.gpus", 20, "cluster[0] has both nodes and gpus"),
     ("cluster.0.price_usd_per_hour", float("inf"), "cluster[0].price_usd_per_hour is inf; it must be a finite number"),
     ("workload.rate_per_s", "1e3", "workload.rate_per_s is '1e3'; it must be a number"),
-    ("workload.rate_per_s", 0, "workload.rate_per_s is 0; it must be above 0"),
+    ("workload.rate_per_s", 0, "workload.rate_per_s is 0; it must be at least 1e-09"),
+    ("workload.rate_per_s", 2e9, "workload.rate_per_s is 2000000000.0; it must be at most 1,000,000,000"),
+    ("goal", None, "goal is empty; it must be a group of named fields"),
+    ("cluster.0.nodes", 2_000_000, "cluster[0].nodes is 2000000; it must be at most 1,000,000"),
     ("workload.rate_per_s", ..., "workload has neither arrivals nor rate_per_s; add arrivals"),
     ("workload.rate_from", "p95", "workload.rate_from is 'p95'; it must be one of 'mean', 'p95_1min' or 'peak_1min'"),
     ("workload.rate_from", "peak_1min", "workload has rate_from: peak_1min but no arrivals"),
@@ -162,9 +165,76 @@ def test_objectives_of_other_versions_say_what_works(base_dir: Path, objective: 
         Problem.from_dict(changed("goal.objective", objective), base_dir)
 
 
+def test_what_is_not_available_yet_is_said_to_be(base_dir: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"goal\.slo_s is not available in this version; leave it out"):
+        Problem.from_dict(changed("goal.slo_s", 2.0), base_dir)
+
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 100,
+    "max_position_embeddings": 40,
+}
+
+
+def test_a_weight_format_that_cannot_be_planned_is_named(base_dir: Path) -> None:
+    config = CONFIG | {"quantization_config": {"quant_method": "quip"}}
+    (base_dir / "odd.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match=r"cascade\[0\]\.model 'odd\.json' is published in .* 'quip'.*bf16"):
+        Problem.from_dict(changed("cascade.0.model", "odd.json"), base_dir)
+    fixed = changed("cascade.0.model", "odd.json")
+    fixed["cascade"][0]["weights"] = "int4"
+    assert Problem.from_dict(fixed, base_dir).stages[0].weights == "int4"
+
+
+def test_requests_longer_than_a_model_takes_are_counted(base_dir: Path) -> None:
+    (base_dir / "short.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 31}))
+    problem = Problem.from_dict(changed("cascade.0.model", "short.json"), base_dir)
+    with pytest.warns(CascadiaWarning, match=r"1 of 2 requests are longer.* 31 tokens that short takes") as caught:
+        _ = problem.workload
+    assert len([item for item in caught if "longer" in str(item.message)]) == 1
+    (base_dir / "short.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 32}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _ = Problem.from_dict(changed("cascade.0.model", "short.json"), base_dir).workload
+
+
+@pytest.mark.parametrize("place", ["workload.requests", "workload.arrivals", "cascade.0.model"])
+def test_names_too_long_for_the_file_system(base_dir: Path, place: str) -> None:
+    name = "x" * 300 + (".json" if "model" in place else ".csv")
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        _ = Problem.from_dict(changed(place, name), base_dir).workload
+    with pytest.raises(InputError, match="unknown model"):
+        Problem.from_dict(changed("cascade.0.model", "x" * 300), base_dir)
+
+
+def test_home_folders_of_nobody_are_no_crash(base_dir: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        _ = Problem.from_dict(changed("workload.requests", "~no-such-user/x.csv"), base_dir).workload
+
+
+def test_a_bad_trace_is_named_once(base_dir: Path) -> None:
+    (base_dir / "trace.csv").write_text("")
+    problem = Problem.from_dict(changed("workload.arrivals", "trace.csv"), base_dir)
+    with pytest.raises(InputError, match="is empty") as caught:
+        _ = problem.workload
+    assert str(caught.value).count("trace.csv") == 1
+
+
+def test_input_paths(base_dir: Path) -> None:
+    assert Problem.from_dict(fields(), base_dir).input_paths() == (base_dir / "requests.csv",)
+    example = [path.name for path in Problem.example().input_paths()]
+    assert example == ["problem.yaml", "requests.csv.gz", "arrivals.csv.gz"]
+
+
 BAD_YAML = [
     (b"", "is empty"),
     (b"# nothing\n", "is empty"),
+    (b"just words\n", "holds a text; it must hold named fields"),
     (b"- a\n- b\n", "holds a list; it must hold named fields"),
     (b"cascade: [\n", "is not YAML in line 2"),
     (b"goal: {q_min: 1}\ngoal: {q_min: 2}\n", "field 'goal' in line 2 of .* is given twice"),
@@ -265,9 +335,9 @@ def test_replace_checks_and_shares(base_dir: Path) -> None:
     problem = Problem.from_dict(fields(), base_dir)
     requests = problem.workload.requests
     (base_dir / "requests.csv").unlink()
-    other = problem.replace(gpus=20, q_min=70, max_utilization=0.8, method="alternating", paper_strict=True, slo_s=9)
+    other = problem.replace(gpus=20, q_min=70, max_utilization=0.8, method="alternating", paper_strict=True)
     assert (other.gpus, other.gpus_per_node, other.price_usd_per_hour) == (20, 8, problem.price_usd_per_hour)
-    assert (other.goal.q_min, other.goal.max_utilization, other.goal.slo_s) == (70, 0.8, 9)
+    assert (other.goal.q_min, other.goal.max_utilization) == (70, 0.8)
     assert (other.goal.method, other.goal.paper_strict) == ("alternating", True)
     assert (problem.gpus, problem.goal.q_min) == (32, 60)
     assert other.workload.requests is requests

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -208,3 +209,11 @@ def test_large_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.M
     for name in ("t.csv", "t.parquet"):
         with pytest.raises(InputError, match="at most 50 are read"):
             read_table(tmp_path / name, ["score"], ["name"])
+
+
+def test_what_is_no_regular_file_is_said_to_be_none(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(InputError, match=r"t\.csv is not a regular file"):
+        read_table(tmp_path / "t.csv", ["score"])
+    with pytest.raises(InputError, match="cannot be read: File name too long"):
+        read_table(tmp_path / ("x" * 300 + ".csv"), ["score"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,27 @@ def test_scales_and_columns(tmp_path: Path) -> None:
     # The last stage accepts whatever its score, so it may be missing there.
     assert np.array_equal(requests.score[1], [100, np.nan], equal_nan=True)
     assert requests.quality == pytest.approx(np.array([[30, 0], [100, 7]]))
+
+
+def test_an_explicit_quality_scale_counts_for_any_column(tmp_path: Path) -> None:
+    rows = ["x,small,1,2,0", "y,small,1,2,1"]
+    header = "request,model,input_tokens,output_tokens,correct\n"
+    columns = ColumnNames(score="correct")
+    table = scored(tmp_path, rows, header, columns=columns, models=("small",), quality_scale=1, needs_score=False)
+    assert read_scored_requests(table).quality.tolist() == [[0, 100]]
+
+
+def test_numbers_that_look_like_shares_are_questioned(tmp_path: Path) -> None:
+    rows = ["x,small,1,2,0.5,1", "y,small,1,2,0,0", "x,large,1,2,1,1", "y,large,1,2,,1"]
+    with pytest.warns(CascadiaWarning, match=r"lie between 0 and 1") as caught:
+        read_scored_requests(scored(tmp_path, rows))
+    sentences = [str(item.message) for item in caught]
+    assert any("qualities lie" in sentence and "workload.quality_scale: 1" in sentence for sentence in sentences)
+    assert any("scores lie" in sentence and "workload.score_scale: 1" in sentence for sentence in sentences)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_scored_requests(scored(tmp_path, rows, score_scale=1))
+        read_scored_requests(scored(tmp_path, GOOD))
 
 
 def test_request_columns_together_name_a_request(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import re
 import pytest
 from builders import alternating_report, deepseek_plan, one_stage_plan
 
-from cascadia_fast.blueprint import JudgePlan, Plan, Routing
+from cascadia_fast.blueprint import Calibration, HighsProof, JudgePlan, Plan, Routing, SingleModel
 from cascadia_fast.summary import duration, show, summarize
+from cascadia_fast.summary_layout import Table
 
 FILE_COMMAND = ("cascadia-fast", "plan", "my case.yaml")
 
@@ -47,18 +48,21 @@ def test_says_everything_the_plan_rests_on(terminal: bool, monkeypatch: pytest.M
     monkeypatch.setenv("TERM", "xterm")
     text = squeezed(shown(deepseek_plan(), terminal))
     for fact in (
-        "deepseek-r1-distill-llama-70b bf16 6 1 × tp4 + 2 × tp1 64.7 % 0.97/s 88.4 s 84 % 22.2 of 256",
-        "deepseek-r1 int4 20 1 × tp4 pp5 47 % 0.7/s 135 s 90 % 61 of 256",
-        "stage 1 accepts a score of 87 or more (any threshold above 86 up to 88 routes these requests alike)",
-        "stage 2 never accepts",
+        "deepseek-r1-distill-llama-70b bf16 6 1 × tp4 + 2 × tp1 64.7 % 0.970/s 88.4 s 84.0 % 22.2 of 256",
+        "deepseek-r1 int4 20 1 × tp4 pp5 47.0 % 0.700/s 135 s 90.0 % 61.0 of 256",
+        "stage 1 keeps answers scored 87 or more (the same for any above 86 up to 88)",
+        "stage 2 keeps no answer",
         "80.39, floor 80; 95 % interval 74.1 to 86 from 51 scored requests",
-        "1.5 requests/s planned (mean); this plan carries at most 2.71",
-        "predicted end to end p50 92.5 s, p95 242 s; slowest stage p95 135 s; time to first token p95 1.9 s",
+        "1.5 requests/s planned (mean); this plan carries at most 2.71 within the utilisation cap of 90 %",
+        "predicted end to end p50 92.5 s, p95 242 s; slowest stage p95 135 s; first token of the final answer p95 "
+        "1.9 s (earlier stages and judge included)",
         "27 of 32 used, 64.80 USD per hour; 5 idle",
+        "work 23.8 of 27 GPUs busy on average, 75.8 % of them at stage 3 (per request: 0.473 GPU-s at stage 1, "
+        "5.2 GPU-s at stage 2, 25.7 GPU-s at stage 3)",
         "external, 270 ms per call",
-        "exact, optimal for this model, this grid and this sample; 203 distinct routings, 18 evaluated, 185 pruned",
-        "optimal at 135 s on 3 columns, 500 µs",
-        "roofline-2026-11, provisional",
+        "exact, optimal for this model, this grid and this sample; 18 evaluated, 185 pruned, 4.2 ms",
+        "check HiGHS finds the same 135 s (3 columns, 500 µs)",
+        "roofline-2026-11, provisional fit",
         "warning arrivals are bursty: dispersion 16 over 60 s",
         "deepseek-r1 alone 32 180 s 86.3 76.80 best single model",
         "The cascade has 1.34 times the p95 of deepseek-r1 alone and 0.84 times its cost.",
@@ -109,13 +113,88 @@ def test_interval_wordings() -> None:
         return squeezed(deepseek_plan(routing=routing).summary(width=160))
 
     never = Routing("cascade", (math.inf, 0.0), ((99.0, math.inf), (None, 12.5)))
-    assert "stage 1 never accepts (nor would it at any threshold above 99)" in thresholds(never)
-    assert "stage 2 accepts a score of 0 or more (any threshold up to 12.5 routes these requests alike)" in thresholds(
+    assert "stage 1 keeps no answer stage 2 keeps answers scored 0 or more (the same for any up to 12.5)" in thresholds(
         never
     )
-    open_end = Routing("cascade", (95.0, 3.0), ((94.0, math.inf), (None, math.inf)))
-    assert "stage 1 accepts a score of 95 or more (any threshold above 94 routes" in thresholds(open_end)
-    assert "stage 2 accepts a score of 3 or more quality" in thresholds(open_end)
+    open_end = Routing("cascade", (95.0, 3.0), ((90.0, math.inf), (None, math.inf)))
+    assert "stage 1 keeps answers scored 95 or more (the same for any above 90) stage 2 keeps" in thresholds(open_end)
+    assert "stage 2 keeps answers scored 3 or more (the same for any) quality" in thresholds(open_end)
+    narrow = Routing("cascade", (65.41234567, 3.0), ((65.0, 66.0), (-7.123456789, 150.0)))
+    assert "stage 1 keeps answers scored 65.41 or more stage 2" in thresholds(narrow)
+    assert "stage 2 keeps answers scored 3 or more (the same for any) quality" in thresholds(narrow)
+
+
+def test_stages_that_nothing_reaches_show_no_numbers() -> None:
+    *served, last = deepseek_plan().stages
+    idle = dataclasses.replace(last, reach=0.0, rate_per_s=0.0, p95_s=0.0, utilization=0.0, mean_batch=0.0)
+    text = squeezed(deepseek_plan(stages=(*served, idle)).summary(width=160))
+    assert "deepseek-r1 int4 20 1 × tp4 pp5 0.0 % – – – –" in text
+    assert "at stage 3" not in text
+
+
+def test_a_single_model_that_is_better_is_named_first() -> None:
+    plan = deepseek_plan()
+    assert plan.best_single_model is not None
+    faster = dataclasses.replace(plan.best_single_model, p95_s=200.0, gpus=27, cost_usd_per_hour=64.9)
+    said = "deepseek-r1 alone is better here: quality 86.3 against 80.39, p95 200 s against 242 s, at the same cost. "
+    assert f"{said}Binding stage: 3" in squeezed(deepseek_plan(best_single_model=faster).summary())
+    cheaper = dataclasses.replace(faster, cost_usd_per_hour=32.4)
+    assert "242 s, at 0.50 times the cost. Binding" in squeezed(deepseek_plan(best_single_model=cheaper).summary())
+    for change in ({"quality": 80.1}, {"p95_s": 250.0}, {"cost_usd_per_hour": 66.0}):
+        worse = dataclasses.replace(faster, **change)  # type: ignore[arg-type]
+        assert "is better here" not in deepseek_plan(best_single_model=worse).summary()
+    unpriced = dataclasses.replace(faster, cost_usd_per_hour=None, p95_s=250.0)
+    assert "deepseek-r1 alone at the same cost. Binding" in squeezed(
+        deepseek_plan(best_single_model=unpriced).summary()
+    )
+
+
+def test_a_plan_of_the_best_single_model_is_not_compared_with_itself() -> None:
+    plan = one_stage_plan(best_single_model=SingleModel("tiny", 1, 3.0, 61.0, None, False))
+    assert "tiny alone" not in plan.summary()
+    other = one_stage_plan(best_single_model=SingleModel("huge", 1, 3.0, 61.0, None, False))
+    assert "huge alone" in other.summary()
+
+
+def test_a_second_solver_that_differs_is_quoted() -> None:
+    def check(status: str, objective: float | None) -> str:
+        proof = HighsProof(status, objective, 3, 0.0005)
+        solver = dataclasses.replace(deepseek_plan().solver, highs=proof)
+        return squeezed(deepseek_plan(solver=solver).summary(width=160))
+
+    assert "check HiGHS finds 130 s, status optimal (3 columns, 500 µs)" in check("optimal", 130.0)
+    assert "check HiGHS ends with status infeasible and no result" in check("infeasible", None)
+
+
+def test_transferred_efficiencies_say_for_what() -> None:
+    text = squeezed(deepseek_plan(calibration=Calibration("fit", "transferred")).summary(width=160))
+    assert "calibration fit, transferred: never measured for int4 on h100-sxm-80gb" in text
+
+
+def test_no_command_proposes_more_gpus_than_can_be_planned() -> None:
+    (pool,) = deepseek_plan().pools
+    for gpus, proposed in ((27, True), (600_000, False)):
+        stages = tuple(dataclasses.replace(stage) for stage in deepseek_plan().stages)
+        plan = deepseek_plan(pools=(dataclasses.replace(pool, gpus=gpus),), stages=stages, idle_gpus=())
+        assert (f"--gpus {2 * gpus}" in plan.summary()) == proposed
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_narrow_summaries_keep_models_and_replicas_readable(width: int) -> None:
+    text = deepseek_plan().summary(width)
+    assert "1 × tp4 + 2 × tp1" in text
+    for end in ("n-7b ", "a-70b ", "seek-r1 "):
+        assert end in text
+    assert ("utilised" in text.splitlines()[3]) == (width == 80)
+
+
+def test_narrow_tables_keep_models_apart() -> None:
+    rows = tuple((f"deepseek-r1-distill-llama-70b ({weights})", "1") for weights in ("int4", "bf16", "fp8"))
+    table = Table(("model", "GPUs"), rows, frozenset({"model"})).fitted(26, 2)
+    assert len({row[0] for row in table.rows}) == 3
+    assert all(len(row[0]) == 20 and row[0].startswith("deeps") and row[0].endswith(")") for row in table.rows)
+    tops = tuple((f"{name}-instruct-of-some-length", "1") for name in ("alpha", "alpine"))
+    assert len({row[0] for row in Table(("model", "GPUs"), tops, frozenset({"model"})).fitted(26, 2).rows}) == 2
 
 
 def test_one_stage_without_latency_or_price() -> None:
@@ -146,8 +225,8 @@ def test_alternating_shows_its_rounds_and_simulated_judges_their_auc() -> None:
     text = squeezed(
         deepseek_plan(solver=alternating_report(), judge=JudgePlan("simulated", 0.0, 0.002, 0.85)).summary(width=160)
     )
-    assert "2 rounds, objective J overload → 140" in text
-    assert "simulated with AUC 0.85, 0 µs, 0.002 USD per call" in text
+    assert "is unknown; 2 rounds, 10 ms" in text
+    assert "simulated with AUC 0.85, instant, 0.002 USD per call" in text
 
 
 def test_reweighted_requests_state_what_they_are_worth() -> None:
@@ -162,6 +241,11 @@ def test_next_commands_keep_what_was_asked_and_change_one_thing() -> None:
     text = summarize(deepseek_plan(q_min=3.0, idle_gpus=()), command=("cascadia-fast", "plan", "a.yaml"), flags=asked)
     assert "cascadia-fast plan a.yaml --gpus 27 --q-min 0 " in text
     assert "cascadia-fast plan a.yaml --q-min 3 --gpus 27 --rate 1.88 " in text
+    workload = dataclasses.replace(deepseek_plan().workload, headroom=1.25)
+    raised = summarize(deepseek_plan(workload=workload), flags={"-o": "x"})
+    assert "--rate 1.5 " in raised
+    peak = dataclasses.replace(workload, rate_from="peak_1min")
+    assert "--rate" not in summarize(deepseek_plan(workload=peak), flags={"-o": "x"})
     floorless = summarize(deepseek_plan(q_min=0.0), command=("cascadia-fast", "plan"))
     assert "--method alternating" in floorless
     assert "--write-example DIR" in floorless
@@ -178,7 +262,18 @@ def test_next_commands_keep_what_was_asked_and_change_one_thing() -> None:
         (750.0, "12.5 min"),
         (36000.0, "10 h"),
         (3.6e7, "10,000 h"),
+        (0.9996, "1 s"),
+        (0.00099996, "1 ms"),
+        (599.9, "10 min"),
+        (7199.0, "2 h"),
+        (1e-20, "0 µs"),
+        (1e12, "277,777,778 h"),
     ],
 )
 def test_durations_are_humane(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5.0, "5.00 s"), (0.27, "270 ms"), (61.0, "61.0 s"), (0.9996, "1.00 s")])
+def test_durations_in_columns_keep_their_zeros(seconds: float, text: str) -> None:
+    assert duration(seconds, zeros=True) == text

@@ -197,6 +197,9 @@ def test_dispersion_alone_is_bursty_too() -> None:
         ([1.0, 1.0], "two different times"),
         ([1.0, 3.0, 2.0], "arrival 3 at 2 s comes before"),
         ([1.0, float("nan")], "arrival 2 is nan"),
+        ([0.0, 1.0, 1e19], "3 arrivals span 1e\\+19 s; at most 1,000,000,000,000 s"),
+        ([-1e308, 1e308], "2 arrivals span inf s"),
+        ([0.0, 1e-12], "the rate of the arrivals is 1e\\+12 per second; it must lie between 1e-09 and 1,000,000,000"),
     ],
 )
 def test_bad_arrivals_are_named(times: list[float], says: str) -> None:
@@ -204,10 +207,19 @@ def test_bad_arrivals_are_named(times: list[float], says: str) -> None:
         Arrivals.from_times(times)
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf"), 1e-300, 2e9])
 def test_bad_rates_are_named(rate: float) -> None:
     with pytest.raises(InputError, match="rate_per_s is"):
         Arrivals.from_rate(rate)
+
+
+def test_traces_are_not_stretched_beyond_reason() -> None:
+    arrivals = Arrivals.from_times(np.arange(10_001.0))
+    assert arrivals.rescaled(1e-7).p95_1min_per_s == 0
+    with pytest.raises(InputError, match="rate_per_s is 1e-300"):
+        arrivals.rescaled(1e-300)
+    with pytest.raises(InputError, match=r"10,001 arrivals span 1e\+13 s"):
+        arrivals.rescaled(1e-9)
 
 
 def test_planned_rate() -> None:
