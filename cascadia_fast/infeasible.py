@@ -50,8 +50,8 @@ def no_allocation(
             gpus_needed=int(enough),
         )
     return RateTooHighError(
-        f"no allocation of {gpus_text(gpus)} carries {rate_per_s:g} requests/s at q_min {q_min:g} under the utilisation "
-        f"cap; the largest rate is {floor_digits(max_rate_per_s):g}, and {advice}",
+        f"no allocation of {gpus_text(gpus)} carries {rate_per_s:g} requests/s at q_min {q_min:g} under the "
+        f"utilisation cap; the largest rate is {floor_digits(max_rate_per_s):g}, and {advice}",
         max_rate_per_s=max_rate_per_s,
     )
 
