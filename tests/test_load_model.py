@@ -98,7 +98,7 @@ def cases(draw: st.DrawFn, most_cells: int = 65) -> Case:
     return Case(
         engine=engine(*model, **limits),
         limits=limits,
-        tokens_in=np.ceil(np.exp(rng.normal(draw(st.sampled_from([6.0, 6.0, 9.0])), 1.2, cells))),
+        tokens_in=np.ceil(np.exp(rng.normal(draw(st.sampled_from([6.0, 6.0, 9.0])), 1.2, cells))).clip(max=20_000),
         tokens_out=np.ceil(np.exp(rng.normal(draw(st.sampled_from([5.5, 5.5, 2.0])), 1.2, cells))),
         share=share if share.any() else np.full(cells, 1 / cells),
         scv=draw(st.sampled_from([0.5, 1.0, 1.01, 1.5, 2.5, 6.0, 16.0])),
