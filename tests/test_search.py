@@ -158,8 +158,12 @@ def test_table_is_the_best_of_every_shape(cascade: Cascade, gpus: int, data: st.
         assert np.array_equal(shorter, latency_s[: gpus // 2 + 1])
 
 
+# No plan before, or one with GPUs for every stage.
+PREVIOUS = st.just([]) | st.lists(st.integers(0, 8), min_size=3, max_size=3)
+
+
 @settings(max_examples=200)
-@given(cascades, pools, st.sampled_from([0.0, 50.0, 60.0, 75.0]), st.lists(st.integers(0, 8), max_size=3))
+@given(cascades, pools, st.sampled_from([0.0, 50.0, 60.0, 75.0]), PREVIOUS)
 def test_exact_equals_brute_force(cascade: Cascade, gpus: int, quality_floor: float, previous: list[int]) -> None:
     """The whole order: objective, next-worst p95s, quality, fewer GPUs, closeness to the previous plan."""
     found = cascade.search().exact(gpus, quality_floor, previous)
@@ -170,10 +174,7 @@ def test_exact_equals_brute_force(cascade: Cascade, gpus: int, quality_floor: fl
     pruned = found.pruned_by_load + found.pruned_by_need + found.pruned_by_latency
     assert found.evaluated + pruned == found.meet_floor
     if expected is not None:
-        key = key_of(cascade, found.routing, found.stages, previous)
-        assert key._replace(moved_gpus=0) == expected._replace(moved_gpus=0)
-        # Between routings the nearest is found; within one, exact ties of stages are settled one after the other.
-        assert key.moved_gpus - expected.moved_gpus in (0, 1, 2)
+        assert key_of(cascade, found.routing, found.stages, previous) == expected
         assert_deployable(cascade, found.routing, found.stages, gpus)
 
 
