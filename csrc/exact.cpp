@@ -202,11 +202,11 @@ RouteResult CascadeSearch::route(const std::vector<Choice>& deployment, double q
                                  const std::function<bool()>& interrupted) {
   const std::scoped_lock hold(lock_);
   const std::size_t last = stages_.size() - 1;
-  const auto latency_s = [&](std::size_t routing, std::size_t i) {
+  const auto latency_s = [&](std::size_t routing, std::size_t i, double at_most_s) {
     StageLoad& stage = stage_load(routing, i);
     if (!stage.reached()) return 0.0;
     return deployment[i].shape < 0 ? kUnreachable
-                                   : stage.latency_s(deployment[i].shape, deployment[i].replicas, scratch_);
+                                   : stage.latency_s(deployment[i].shape, deployment[i].replicas, scratch_, at_most_s);
   };
   struct Candidate {
     double bound, penalty, earlier_s;
@@ -217,7 +217,7 @@ RouteResult CascadeSearch::route(const std::vector<Choice>& deployment, double q
     const double deficit = quality_floor - grid_.quality[grid_.prefix(r, grid_.thresholds())];
     const double penalty = mu_s * std::max(0.0, deficit) / span;
     double earlier_s = 0;
-    for (std::size_t i = 0; i < last; ++i) earlier_s = std::max(earlier_s, latency_s(r, i));
+    for (std::size_t i = 0; i < last; ++i) earlier_s = std::max(earlier_s, latency_s(r, i, kUnreachable));
     if (earlier_s == kUnreachable) continue;
     double bound = earlier_s;
     const auto weights = share(r, last);
@@ -233,7 +233,8 @@ RouteResult CascadeSearch::route(const std::vector<Choice>& deployment, double q
   for (std::size_t i = 0; i < order.size() && order[i].bound < result.objective; ++i) {
     stop_if(interrupted, i);
     ++result.evaluated;
-    const double worst_s = std::max(order[i].earlier_s, latency_s(order[i].routing, last));
+    const double useful_s = result.objective - order[i].penalty;  // slower ones cannot improve the objective
+    const double worst_s = std::max(order[i].earlier_s, latency_s(order[i].routing, last, useful_s));
     if (worst_s + order[i].penalty < result.objective)
       result = {order[i].routing, worst_s + order[i].penalty, worst_s, 0, result.evaluated};
   }

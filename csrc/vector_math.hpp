@@ -7,7 +7,8 @@
 #include <span>
 
 // Hot loops are compiled for several instruction sets and picked at load time; contraction is off, so all round alike.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && \
+// GCC knows these names since 12, the loader's part is glibc's, and sanitizers run before it.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && __GNUC__ >= 12 && \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define CASCADIA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
