@@ -18,7 +18,9 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 os.environ["PYTHONSAFEPATH"] = "1"
 
 # On a core shared with a compiler, limits on time only make tests fail at random.
-settings.register_profile("repository", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The README's command answers the same every time; `--hypothesis-profile=explore` draws new examples.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repository", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("repository")
 
 
