@@ -130,6 +130,7 @@ class Planner:
             self._exact(task, grid, search, previous) if task.method == "exact" else self._alternate(task, grid, search)
         )
         proof = self._prove(task, search, answer)
+        finished = proof.status == "optimal"
         draft = Draft(
             problem=self.problem,
             fleet=self.fleet,
@@ -143,10 +144,10 @@ class Planner:
             search=search,
             routing=answer.routing,
             deployment=answer.deployment,
-            certificate=answer.certificate,
+            certificate=answer.certificate if finished else "not proved: HiGHS stopped at its time limit",
             evaluated=answer.evaluated,
             pruned=answer.pruned,
-            proved=answer.proved and proof.status == "optimal",
+            proved=answer.proved and finished,
             rounds=answer.rounds,
             proof=proof,
         )
