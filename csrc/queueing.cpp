@@ -107,6 +107,28 @@ double step_quantiles(std::span<const double> step_s, std::span<const double> se
   return mean / total;
 }
 
+// Wait for the prefill server, scale_s * E^exponent with the given probability, E exponential.
+struct PrefillWait {
+  double probability, exponent, scale_s;
+};
+
+// Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
+PrefillWait prefill_wait(const Moments& m, double rate, double c2) {
+  const double busy = rate * m.own, own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
+  const double plain_wait = rate * m.own2 / 2 / (1 - busy);
+  double wait_mean = plain_wait, p_wait = busy;
+  if (c2 > 1) {
+    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) * std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
+    p_wait += (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy * busy * (4 * c2 + own_scv));
+    p_wait = std::min(p_wait, 1.0);
+  }
+  const double rise = wait_mean / plain_wait;
+  const double wait_second = (2 * plain_wait * plain_wait + rate * m.own3 / 3 / (1 - busy)) * rise * rise;
+  const double wait_if = wait_mean / p_wait;
+  const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
+  return {p_wait, exponent, wait_if * scale};
+}
+
 std::vector<double> batch_grid(int max_num_seqs) {
   std::vector<double> grid{0};
   for (int n = 1; n < max_num_seqs; n *= 2) grid.push_back(n);
@@ -207,15 +229,19 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
   load.capacity_per_s = std::min(1 / prefill_s, 1 / (1 / load.unit_rate[limit] + load.mean_extra[limit]));
 }
 
+std::pair<std::size_t, double> LoadModel::on_grid(double sequences) const {
+  std::size_t j = 0;
+  while (j + 2 < grid_.size() && grid_[j + 1] <= sequences) ++j;
+  return {j, (sequences - grid_[j]) / (grid_[j + 1] - grid_[j])};
+}
+
 // Prefill time of a request where one prompt follows the other.
 double LoadModel::back_to_back_prefill_s(const Load& load) const {
   const std::span<const double> w{load.share.data(), padded_};
   const auto mean = [&](const std::vector<double>& table, std::size_t j) {
     return dot(w, {table.data() + j * padded_, padded_});
   };
-  std::size_t j = 0;
-  while (j + 2 < grid_.size() && grid_[j + 1] <= load.along) ++j;
-  const double t = (load.along - grid_[j]) / (grid_[j + 1] - grid_[j]);
+  const auto [j, t] = on_grid(load.along);
   const double own = mean(own_s_, j), chunks = mean(chunks_, j);
   const double chunks_there = chunks + t * (mean(chunks_, j + 1) - chunks);
   return own + t * (mean(own_s_, j + 1) - own) + chunks_there * load.along * load.attention_s;
@@ -285,9 +311,8 @@ bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch,
 }
 
 void LoadModel::interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const {
-  std::size_t j = 0;
-  while (j + 2 < grid_.size() && grid_[j + 1] <= running) ++j;
-  const double t = (running - grid_[j]) / (grid_[j + 1] - grid_[j]), others_s = running * attention_s;
+  const auto [j, t] = on_grid(running);
+  const double others_s = running * attention_s;
   const std::size_t a = j * padded_, b = a + padded_;
   for (std::size_t k = 0; k < padded_; ++k) {
     chunks[k] = chunks_[a + k] + t * (chunks_[b + k] - chunks_[a + k]);
@@ -311,20 +336,8 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   interpolate(std::min(batch.running, load.along), load.attention_s, own, extra, chunks);
   const Moments m = moments(n, load.share.data(), own, extra, chunks);
 
-  // Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
-  const double busy = rate * m.own, free_share = 1 - rate * m.extra;
-  const double own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
-  const double plain_wait = rate * m.own2 / 2 / (1 - busy);
-  double wait_mean = plain_wait, p_wait = busy;
-  if (c2 > 1) {
-    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) * std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
-    p_wait += (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy * busy * (4 * c2 + own_scv));
-    p_wait = std::min(p_wait, 1.0);
-  }
-  const double rise = wait_mean / plain_wait;
-  const double wait_second = (2 * plain_wait * plain_wait + rate * m.own3 / 3 / (1 - busy)) * rise * rise;
-  const double wait_if = wait_mean / p_wait;
-  const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
+  const double free_share = 1 - rate * m.extra;
+  const PrefillWait wait = prefill_wait(m, rate, c2);
 
   // As many prefills of others as arrive while a request decodes, each delaying its steps further.
   const double added_share = rate * m.extra / free_share;
@@ -332,8 +345,8 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   const double added_scale_s = 1.5 * (extra_variance + c2 * m.extra * m.extra) / std::max(m.extra, 1e-300) /
                                (free_share * std::sqrt(free_share));
   const SampleConstants constants{
-      std::log(p_wait), exponent,          wait_if * scale, std::log(std::max(batch.full, 1e-300)),
-      batch.slot_s,     batch.mean_step_s, added_share,     added_scale_s};
+      std::log(wait.probability), wait.exponent, wait.scale_s, std::log(std::max(batch.full, 1e-300)), batch.slot_s,
+      batch.mean_step_s,          added_share,   added_scale_s};
   const double slowest_s = std::max(1.1 * m.own / m.chunks, batch.pace_s);  // every step carries a chunk
   for (std::size_t k = 0; k < n; ++k) {
     const double out = tokens_out_[k];

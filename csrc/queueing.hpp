@@ -67,6 +67,7 @@ class LoadModel {
   };
   bool chain(const Load& load, double rate_per_s, double z, Scratch& scratch, Chain& result) const;
   void interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const;
+  std::pair<std::size_t, double> on_grid(double sequences) const;  // row of the tables, and how far to the next
   void set_least_work();
   double back_to_back_prefill_s(const Load& load) const;
 

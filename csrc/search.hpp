@@ -21,8 +21,8 @@ struct Allocation {
 // small.
 Allocation allocate(std::span<StageLoad* const> stages, int gpus, std::span<const int> previous_gpus, Scratch& scratch);
 
-// Largest L below which no allocation exists whose objective is at most `latency_s`, and the GPU counts of each stage
-// that can still matter: from its need at latency_s to its need at that bound. The columns of the proof in HiGHS.
+// The columns of the proof in HiGHS, where whole tables would take too long: for each stage the GPU counts that an
+// allocation of at most `latency_s` can give it, up to the first at which it is faster than any allocation can be.
 std::vector<std::vector<Choice>> proof_columns(std::span<StageLoad* const> stages, double latency_s, int gpus,
                                                Scratch& scratch);
 
