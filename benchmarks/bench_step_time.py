@@ -13,7 +13,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from reference import roofline as oracle
 
 from cascadia_fast import _core, catalog
-from cascadia_fast.profile import efficiency_for
+from cascadia_fast.profile import Profile
 
 MODEL, GPU, WEIGHTS, TP = "deepseek-r1", "h200-sxm-141gb", "fp8", 8
 SIZE = 1000
@@ -30,7 +30,7 @@ def methods() -> dict[str, Callable[[np.ndarray], Any]]:
     spec = catalog.model(MODEL).architecture
     gpu = catalog.gpu(GPU)
     peaks = {field.name for field in dataclasses.fields(gpu) if field.name.endswith("_per_s")} | {"memory_bytes"}
-    numbers, _ = efficiency_for(GPU, WEIGHTS)
+    numbers = Profile.shipped().efficiency(WEIGHTS, "bf16", "vllm")
     engine = _core.Replica(
         architecture=_core.Architecture(**dataclasses.asdict(spec)),
         precision=_core.Precision(weights=WEIGHTS),

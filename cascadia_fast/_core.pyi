@@ -1,7 +1,7 @@
 """Native core: latency model, look-up tables and search. Arrays are C-contiguous float64 unless said otherwise."""
 
 from collections.abc import Sequence
-from typing import TypedDict, overload
+from typing import ClassVar, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,6 +60,7 @@ class Gpu:
     ) -> None: ...
 
 class Efficiency:
+    names: ClassVar[tuple[str, ...]]
     def __init__(
         self,
         *,
@@ -67,24 +68,42 @@ class Efficiency:
         dense_compute: float,
         expert_memory: float,
         expert_compute: float,
+        expert_half_width: float,
+        expert_imbalance: float,
         attention_memory: float,
         attention_compute: float,
-        layer_overhead_s: float,
-        expert_overhead_s: float,
+        prefill_compute: float,
+        activation_passes: float,
+        head_s: float,
+        gemm_s: float,
+        attention_s: float,
+        latent_attention_s: float,
+        expert_s: float,
+        layer_s: float,
+        prompt_layer_s: float,
+        prompt_expert_s: float,
         step_overhead_s: float,
         sequence_overhead_s: float,
+        request_overhead_s: float,
         allreduce_latency_s: float,
+        allreduce_exchange_s: float,
         allreduce_bandwidth: float,
+        bulk_latency_s: float,
+        bulk_bandwidth: float,
         hop_latency_s: float,
         hop_bandwidth: float,
     ) -> None: ...
 
 class Shape:
-    def __init__(self, tp: int = 1, pp: int = 1) -> None: ...
+    def __init__(self, tp: int = 1, pp: int = 1, attention_dp: int = 1, ep: int = 1) -> None: ...
     @property
     def tp(self) -> int: ...
     @property
     def pp(self) -> int: ...
+    @property
+    def attention_dp(self) -> int: ...
+    @property
+    def ep(self) -> int: ...
     @property
     def gpus(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
@@ -189,8 +208,18 @@ def latency_quantiles(
     share: NDArray[np.float64],
     rate_per_s: NDArray[np.float64],
     arrival_scv: float = 1.0,
+    replicas: int = 1,
     q: float = 0.95,
 ) -> NDArray[np.float64]: ...
+def closed_loop(
+    *,
+    replica: Replica,
+    tokens_in: NDArray[np.float64],
+    tokens_out: NDArray[np.float64],
+    share: NDArray[np.float64],
+    concurrency: NDArray[np.float64],
+    rounds: int = 10,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def capacities(
     *,
     replica: Replica,

@@ -191,12 +191,25 @@ class SolverReport(Record):
     trace: tuple[Iteration, ...] = ()
 
 
+CalibrationStatus = Literal["calibrated", "interpolated", "transferred", "roofline"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCalibration(Record):
+    """How far the predicted times of one stage can be trusted, and why in one sentence."""
+
+    model: str
+    status: CalibrationStatus
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration(Record):
-    """Which fitted efficiencies the latency model used, and whether they are provisional."""
+    """Which profile the latency model used, the weakest status among the stages, and that of each."""
 
     profile: str
-    status: str
+    status: CalibrationStatus
+    stages: tuple[StageCalibration, ...]
 
 
 @dataclass(frozen=True, slots=True)

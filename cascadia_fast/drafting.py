@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from cascadia_fast.allocation import Allocation
 from cascadia_fast.alternating import Round
 from cascadia_fast.blueprint import (
     Calibration,
+    CalibrationStatus,
     HighsProof,
     Iteration,
     JudgePlan,
@@ -27,14 +29,18 @@ from cascadia_fast.blueprint import (
     Routing,
     SingleModel,
     SolverReport,
+    StageCalibration,
     StagePlan,
 )
-from cascadia_fast.fleet import StageFleet, calibration_of
+from cascadia_fast.fleet import StageFleet
 from cascadia_fast.placement import Placement, place
 from cascadia_fast.prediction import end_to_end
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
 from cascadia_fast.workload import Workload, bursty_warning
+
+if TYPE_CHECKING:
+    from cascadia_fast.profile import Status
 
 POOL = "pool0"
 
@@ -65,6 +71,10 @@ class Draft:
     def shape(self, stage: int) -> _core.Shape:
         """Return the shape a stage runs in."""
         return self.fleet[stage].replicas[self.deployment[stage].shape].shape
+
+    def status(self, stage: int) -> Status:
+        """Return how far the predicted times of a stage can be trusted."""
+        return self.fleet[stage].statuses[self.deployment[stage].shape]
 
     @property
     def running(self) -> list[int]:
@@ -118,7 +128,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         workload=_planned_workload(draft.workload),
         best_single_model=_best_single_model(draft),
         warnings=_warnings(draft, routing),
-        calibration=Calibration(*calibration_of([draft.fleet[stage] for stage in draft.running])),
+        calibration=_calibration(draft),
         provenance=_provenance(draft),
         solver=_solver(draft, latency_s, elapsed_s),
     )
@@ -247,19 +257,19 @@ def _warnings(draft: Draft, routing: Routing) -> tuple[str, ...]:
                 f"Stage {stage + 1} ({draft.problem.stages[stage].name}) accepts no answer, so every request waits for "
                 "it in vain: plan the cascade without it and compare"
             )
-    transferred = sorted(
-        {
-            f"{draft.problem.stages[stage].weights} on {draft.problem.gpu.name}"
-            for stage in draft.running
-            if draft.fleet[stage].status == "transferred"
-        }
-    )
-    if transferred:
-        found.append(
-            f"Step times of {', '.join(transferred)} were never measured: efficiencies of other formats or GPUs are "
-            "assumed to hold"
-        )
+    statuses = {draft.problem.stages[stage].name: draft.status(stage) for stage in draft.running}
+    found += [
+        f"Step times of {name} are {status.level}: {status.reason}"
+        for name, status in statuses.items()
+        if status.level in ("transferred", "roofline")
+    ]
     return tuple(sentence for sentence in found if sentence)
+
+
+def _calibration(draft: Draft) -> Calibration:
+    stages = tuple(StageCalibration(draft.problem.stages[stage].name, *draft.status(stage)) for stage in draft.running)
+    weakest = max((stage.status for stage in stages), key=get_args(CalibrationStatus).index)
+    return Calibration(draft.problem.profile.name, weakest, stages)
 
 
 def _provenance(draft: Draft) -> Provenance:

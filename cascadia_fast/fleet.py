@@ -6,16 +6,15 @@ Everything here depends on models and hardware only, so a planner builds it once
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadia_fast import _core
 from cascadia_fast.errors import ModelDoesNotFitError
-from cascadia_fast.profile import efficiency_for, profile
 
 if TYPE_CHECKING:
     from cascadia_fast.problem import Problem, Stage
+    from cascadia_fast.profile import Status
 
 # Engines up to this many times the smallest that holds the model. Measured on both benchmark cases at 20 to 256 GPUs,
 # 160 problems: the optimum is the same for 2, 2.5, 4 and 8; with the smallest engines' size alone, some have no plan.
@@ -30,12 +29,12 @@ class StageFleet:
     ----------
     replicas
         One native engine model per shape.
-    status
-        How far the efficiencies behind its times can be trusted: ``provisional`` or ``transferred``.
+    statuses
+        How far the times of each can be trusted.
     """
 
     replicas: tuple[_core.Replica, ...]
-    status: str
+    statuses: tuple[Status, ...]
 
     @property
     def least_gpus(self) -> int:
@@ -69,7 +68,7 @@ def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
         )
     }
     gpu = _core.Gpu(**numbers)
-    efficiency, status = efficiency_for(gpu_spec.name, stage.weights)
+    efficiency = _core.Efficiency(**problem.profile.efficiency(stage.weights, stage.kv_dtype, problem.engine))
     architecture = _core.Architecture(**dataclasses.asdict(stage.model.architecture))
     precision = _core.Precision(weights=stage.weights, kv=stage.kv_dtype)
     limits = _core.EngineLimits(
@@ -96,17 +95,15 @@ def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
             architecture=architecture,
             precision=precision,
             gpu=gpu,
-            efficiency=_core.Efficiency(**efficiency),
+            efficiency=efficiency,
             shape=shape,
             limits=limits,
         )
         for shape in every
         if shape.gpus <= most
     )
-    return StageFleet(replicas, status)
-
-
-def calibration_of(fleet: Sequence[StageFleet]) -> tuple[str, str]:
-    """Return the name of the fitted profile and the weakest status among the stages."""
-    transferred = any(stage.status == "transferred" for stage in fleet)
-    return str(profile()["name"]), "transferred" if transferred else fleet[0].status
+    statuses = tuple(
+        problem.profile.status(gpu_spec.name, problem.engine, stage.weights, stage.model.architecture, replica.shape)
+        for replica in replicas
+    )
+    return StageFleet(replicas, statuses)

@@ -15,7 +15,7 @@ from cascadia_fast import catalog
 from cascadia_fast.catalog import GpuSpec, ModelSpec
 from cascadia_fast.errors import CascadiaWarning, InputError, UnsupportedError, did_you_mean
 from cascadia_fast.input_files import MAX_TEXT_BYTES, InputFiles, read_yaml
-from cascadia_fast.profile import WEIGHT_FORMATS
+from cascadia_fast.profile import WEIGHT_FORMATS, Profile
 from cascadia_fast.schema import CascadeEntry, Goal, PoolEntry, ProblemFile, parse_problem
 from cascadia_fast.workload import ScoredRequests, Workload
 
@@ -113,6 +113,8 @@ class Problem:
         GPU type, their total number, how many share a node (the last node may have fewer), and the price of one.
     judge, goal
         How answers are scored, and what a plan must reach.
+    engine
+        Inference engine of the replicas.
     max_num_seqs, max_batched_tokens, memory_utilization
         Limits of one replica's inference engine.
     """
@@ -141,6 +143,7 @@ class Problem:
             seed=fields.judge.seed,
         )
         self.goal: Goal = fields.goal
+        self.engine = fields.engine.name
         self.max_num_seqs = fields.engine.max_num_seqs
         self.max_batched_tokens = fields.engine.max_batched_tokens
         self.memory_utilization = fields.engine.memory_utilization
@@ -237,6 +240,8 @@ class Problem:
         section = self.fields.workload
         models = [entry.model for entry in self.fields.cascade]
         names = [name for name in models if os.path.isfile(self._files.path(name))]
+        if self.fields.engine.profile is not None:
+            names.append(self.fields.engine.profile)
         if self._given_workload is None:
             names += [name for name in (section.requests, section.arrivals) if name is not None]
         return names
@@ -244,6 +249,19 @@ class Problem:
     def __repr__(self) -> str:
         cascade = ", ".join(stage.name for stage in self.stages)
         return f"Problem([{cascade}] on {self.gpus} x {self.gpu.name}, q_min {self.goal.q_min:g})"
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The calibration behind predicted times: the file that the problem names, or the shipped one."""
+        name = self.fields.engine.profile
+        if name is None:
+            return Profile.shipped()
+        profile = Profile.read(self._files.path(name))
+        try:
+            profile.require(self.gpu.name, self.engine)
+        except InputError as error:
+            raise InputError(f"{self.where}: engine.{error}") from None
+        return profile
 
     def _warn_of_long_requests(self, requests: ScoredRequests) -> None:
         for stage, tokens in zip(self.stages, requests.input_tokens + requests.output_tokens, strict=True):

@@ -114,8 +114,10 @@ class Goal(_Section):
 
 
 class Engine(_Section):
-    """Limits of one replica's inference engine."""
+    """The inference engine that replicas run, its limits, and the calibration profile behind its predicted times."""
 
+    name: Literal["vllm", "sglang", "trtllm"] = "vllm"
+    profile: Name | None = None
     max_num_seqs: Annotated[int, Field(ge=1, le=65_536)] = 256
     max_batched_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 8192
     memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9

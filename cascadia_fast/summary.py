@@ -269,29 +269,11 @@ def _check(plan: Plan, proof: HighsProof) -> str:
 
 
 def _calibration(plan: Plan) -> str:
-    calibration = plan.calibration
-    if calibration.status != "transferred":
-        return f"{calibration.profile}, {calibration.status} fit"
-    unmeasured = sorted(
-        {
-            f"{stage.weights} on {group.gpu}"
-            for stage in plan.stages
-            for group in stage.replicas
-            if _status(group.gpu, stage.weights) == "transferred"
-        }
-    )
-    what = f"never measured for {', '.join(unmeasured)}" if unmeasured else "never measured for some of the stages"
-    return f"{calibration.profile}, transferred: {what}"
-
-
-def _status(gpu: str, weights: str) -> str:
-    from cascadia_fast.errors import InputError
-    from cascadia_fast.profile import efficiency_for
-
-    try:
-        return efficiency_for(gpu, weights)[1]
-    except InputError:  # a plan of a version that knows more GPUs or formats
-        return "transferred"
+    by_status: dict[str, list[str]] = {}
+    for stage in plan.calibration.stages:
+        by_status.setdefault(stage.status, []).append(stage.model)
+    found = "; ".join(f"{', '.join(models)} {status}" for status, models in by_status.items())
+    return f"{plan.calibration.profile}: {found}"
 
 
 def _versus(plan: Plan) -> Table:

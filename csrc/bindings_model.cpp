@@ -103,28 +103,58 @@ Gpu make_gpu(double memory_bytes, double bandwidth_bytes_per_s, double bf16_flop
           internode_bytes_per_s};
 }
 
-Efficiency make_efficiency(double dense_memory, double dense_compute, double expert_memory, double expert_compute,
-                           double attention_memory, double attention_compute, double layer_overhead_s,
-                           double expert_overhead_s, double step_overhead_s, double sequence_overhead_s,
-                           double allreduce_latency_s, double allreduce_bandwidth, double hop_latency_s,
-                           double hop_bandwidth) {
-  require_above_zero(dense_memory, "dense_memory");
-  require_above_zero(dense_compute, "dense_compute");
-  require_above_zero(expert_memory, "expert_memory");
-  require_above_zero(expert_compute, "expert_compute");
-  require_above_zero(attention_memory, "attention_memory");
-  require_above_zero(attention_compute, "attention_compute");
-  require_not_negative(layer_overhead_s, "layer_overhead_s");
-  require_not_negative(expert_overhead_s, "expert_overhead_s");
-  require_not_negative(step_overhead_s, "step_overhead_s");
-  require_not_negative(sequence_overhead_s, "sequence_overhead_s");
-  require_not_negative(allreduce_latency_s, "allreduce_latency_s");
-  require_above_zero(allreduce_bandwidth, "allreduce_bandwidth");
-  require_not_negative(hop_latency_s, "hop_latency_s");
-  require_above_zero(hop_bandwidth, "hop_bandwidth");
-  return {dense_memory,        dense_compute,       expert_memory,     expert_compute,  attention_memory,
-          attention_compute,   layer_overhead_s,    expert_overhead_s, step_overhead_s, sequence_overhead_s,
-          allreduce_latency_s, allreduce_bandwidth, hop_latency_s,     hop_bandwidth};
+struct EfficiencyField {
+  const char* name;
+  double Efficiency::* value;
+  bool above_zero;  // a share of a peak; the others may be zero
+};
+
+constexpr EfficiencyField kEfficiencyFields[] = {
+    {"dense_memory", &Efficiency::dense_memory, true},
+    {"dense_compute", &Efficiency::dense_compute, true},
+    {"expert_memory", &Efficiency::expert_memory, true},
+    {"expert_compute", &Efficiency::expert_compute, true},
+    {"expert_half_width", &Efficiency::expert_half_width, false},
+    {"expert_imbalance", &Efficiency::expert_imbalance, false},
+    {"attention_memory", &Efficiency::attention_memory, true},
+    {"attention_compute", &Efficiency::attention_compute, true},
+    {"prefill_compute", &Efficiency::prefill_compute, true},
+    {"activation_passes", &Efficiency::activation_passes, false},
+    {"head_s", &Efficiency::head_s, false},
+    {"gemm_s", &Efficiency::gemm_s, false},
+    {"attention_s", &Efficiency::attention_s, false},
+    {"latent_attention_s", &Efficiency::latent_attention_s, false},
+    {"expert_s", &Efficiency::expert_s, false},
+    {"layer_s", &Efficiency::layer_s, false},
+    {"prompt_layer_s", &Efficiency::prompt_layer_s, false},
+    {"prompt_expert_s", &Efficiency::prompt_expert_s, false},
+    {"step_overhead_s", &Efficiency::step_overhead_s, false},
+    {"sequence_overhead_s", &Efficiency::sequence_overhead_s, false},
+    {"request_overhead_s", &Efficiency::request_overhead_s, false},
+    {"allreduce_latency_s", &Efficiency::allreduce_latency_s, false},
+    {"allreduce_exchange_s", &Efficiency::allreduce_exchange_s, false},
+    {"allreduce_bandwidth", &Efficiency::allreduce_bandwidth, true},
+    {"bulk_latency_s", &Efficiency::bulk_latency_s, false},
+    {"bulk_bandwidth", &Efficiency::bulk_bandwidth, true},
+    {"hop_latency_s", &Efficiency::hop_latency_s, false},
+    {"hop_bandwidth", &Efficiency::hop_bandwidth, true},
+};
+
+Efficiency make_efficiency(const py::kwargs& numbers) {
+  Efficiency efficiency;
+  for (const EfficiencyField& field : kEfficiencyFields) {
+    if (!numbers.contains(field.name)) {
+      throw std::invalid_argument("Efficiency lacks " + std::string(field.name) + ": give every number by its name.");
+    }
+    const auto value = numbers[field.name].cast<double>();
+    field.above_zero ? require_above_zero(value, field.name) : require_not_negative(value, field.name);
+    efficiency.*field.value = value;
+  }
+  if (numbers.size() != std::size(kEfficiencyFields)) {
+    throw std::invalid_argument("Efficiency got " + std::to_string(numbers.size()) + " numbers instead of " +
+                                std::to_string(std::size(kEfficiencyFields)) + ": leave out the unknown ones.");
+  }
+  return efficiency;
 }
 
 EngineLimits make_limits(int max_num_seqs, int max_batched_tokens, double memory_utilization, int gpus_per_node) {
@@ -187,6 +217,13 @@ void register_architecture(py::module_& m) {
       .def_readonly("kv_bytes_per_element", &Precision::kv_bytes_per_element);
 }
 
+std::string describe(const Shape& s) {
+  std::string text = "Shape(tp=" + std::to_string(s.tp) + ", pp=" + std::to_string(s.pp);
+  if (s.attention_dp > 1) text += ", attention_dp=" + std::to_string(s.attention_dp);
+  if (s.ep > 1) text += ", ep=" + std::to_string(s.ep);
+  return text + ")";
+}
+
 void register_hardware(py::module_& m) {
   py::class_<Gpu>(m, "Gpu", "Peak figures of one GPU and its links, SI units.")
       .def(py::init(&make_gpu), py::kw_only(), "memory_bytes"_a, "bandwidth_bytes_per_s"_a, "bf16_flops_per_s"_a,
@@ -194,19 +231,28 @@ void register_hardware(py::module_& m) {
            "internode_bytes_per_s"_a,
            "No fp8 or int8 operations: the GPU lacks the format and computes in bf16. Links count one direction.");
   py::class_<Efficiency>(m, "Efficiency", "What an engine reaches of the peaks, for one GPU type and weight format.")
-      .def(py::init(&make_efficiency), py::kw_only(), "dense_memory"_a, "dense_compute"_a, "expert_memory"_a,
-           "expert_compute"_a, "attention_memory"_a, "attention_compute"_a, "layer_overhead_s"_a, "expert_overhead_s"_a,
-           "step_overhead_s"_a, "sequence_overhead_s"_a, "allreduce_latency_s"_a, "allreduce_bandwidth"_a,
-           "hop_latency_s"_a, "hop_bandwidth"_a, "Fractions of a peak, or seconds where the name says so.");
+      .def(py::init(&make_efficiency),
+           "Fractions of a peak, or seconds where the name says so; all are needed, by name.")
+      .def_property_readonly_static(
+          "names",
+          [](const py::object&) {
+            py::tuple names(std::size(kEfficiencyFields));
+            for (std::size_t i = 0; i < names.size(); ++i) names[i] = kEfficiencyFields[i].name;
+            return names;
+          },
+          "The names of the numbers.");
   py::class_<Shape>(m, "Shape", "Parallelism of one engine.")
-      .def(py::init<int, int>(), "tp"_a = 1, "pp"_a = 1, "tp GPUs share every layer, pp groups split the layers.")
+      .def(py::init<int, int, int, int>(), "tp"_a = 1, "pp"_a = 1, "attention_dp"_a = 1, "ep"_a = 1,
+           "pp groups split the layers. In a group, tp GPUs share the attention of a request, attention_dp such sets\n"
+           "serve different requests, all share the feed-forward layers, and ep parts hold different experts.")
       .def_readonly("tp", &Shape::tp)
       .def_readonly("pp", &Shape::pp)
+      .def_readonly("attention_dp", &Shape::attention_dp)
+      .def_readonly("ep", &Shape::ep)
       .def_property_readonly("gpus", &Shape::gpus)
       .def(py::self == py::self)
-      .def("__hash__", [](const Shape& s) { return py::hash(py::make_tuple(s.tp, s.pp)); })
-      .def("__repr__",
-           [](const Shape& s) { return "Shape(tp=" + std::to_string(s.tp) + ", pp=" + std::to_string(s.pp) + ")"; });
+      .def("__hash__", [](const Shape& s) { return py::hash(py::make_tuple(s.tp, s.pp, s.attention_dp, s.ep)); })
+      .def("__repr__", &describe);
   py::class_<EngineLimits>(m, "EngineLimits", "What a serving engine is started with.")
       .def(py::init(&make_limits), py::kw_only(), "max_num_seqs"_a = 256, "max_batched_tokens"_a = 8192,
            "memory_utilization"_a = 0.9, "gpus_per_node"_a = 8,
@@ -231,7 +277,7 @@ void register_replica(py::module_& m) {
       .def("prefill_attention_s", broadcast(&Replica::prefill_attention_s), "tokens"_a, "before"_a,
            "Attention of a prompt chunk after `before` tokens of the prompt. Arrays broadcast.")
       .def("fill_s", broadcast(&Replica::fill_s), "tokens"_a,
-           "What a prompt chunk adds to its own latency by crossing a pipeline. Arrays broadcast.")
+           "What a first token takes beyond its rounds: the front end, and crossing a pipeline. Arrays broadcast.")
       .def("step_s", broadcast(&Replica::step_s), "sequences"_a, "context_per_sequence"_a, "prompt_tokens"_a,
            "prompt_before"_a, "One round: decoding sequences of equal context and one prompt chunk. Arrays broadcast.")
       .def("step_times", &step_times, "sequences"_a, "context_per_sequence"_a, "prompt_tokens"_a, "prompt_before"_a,

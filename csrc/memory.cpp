@@ -43,9 +43,10 @@ double stage_weight_bytes(const Architecture& a, const Precision& p, Shape shape
 Sharding sharding(const Architecture& a, Shape shape) {
   Sharding s;
   s.stage_layers = (a.layers + shape.pp - 1) / shape.pp;
-  s.tensor_share = 1.0 / shape.tp;
+  s.head_share = 1.0 / shape.tp;
+  s.tensor_share = 1.0 / shape.group();
   if (a.latent_attention()) {
-    s.kv_head_share = s.tensor_share;
+    s.kv_head_share = s.head_share;
     s.kv_cache_share = 1.0;
   } else {
     s.kv_head_share = std::ceil(static_cast<double>(a.kv_heads) / shape.tp) / a.kv_heads;
@@ -57,11 +58,11 @@ Sharding sharding(const Architecture& a, Shape shape) {
 double attention_parameters_per_gpu(const Architecture& a, const Sharding& s) {
   const double hidden = a.hidden;
   if (!a.latent_attention()) {
-    return hidden * a.head_dim * (2.0 * a.heads * s.tensor_share + 2.0 * a.kv_heads * s.kv_head_share);
+    return hidden * a.head_dim * (2.0 * a.heads * s.head_share + 2.0 * a.kv_heads * s.kv_head_share);
   }
   // The down-projections feed every head, so each GPU computes them whole.
   const double whole = hidden * (a.q_lora_rank + a.kv_lora_rank + a.qk_rope_dim);
-  return whole + (attention_parameters(a) - whole) * s.tensor_share;
+  return whole + (attention_parameters(a) - whole) * s.head_share;
 }
 
 MemoryPlan memory_plan(const Architecture& a, const Precision& p, const Gpu& gpu, Shape shape,

@@ -8,7 +8,8 @@ namespace cascadia {
 /// How the parts of a model are divided over the GPUs of one engine. Shares are of the GPU that holds most.
 struct Sharding {
   int stage_layers = 0;       // layers of the longest pipeline stage
-  double tensor_share = 1;    // matrices split over all tp GPUs
+  double head_share = 1;      // attention heads, split over tp GPUs
+  double tensor_share = 1;    // all other matrices, split over the whole group
   double kv_head_share = 1;   // KV heads: replicated once tp exceeds their number
   double kv_cache_share = 1;  // KV cache: as the heads; MLA's compressed cache is whole on every GPU
 };

@@ -13,8 +13,11 @@ bool packs(int gpus, int gpus_per_node) {
 }
 
 bool allowed(const Architecture& a, Shape shape, int gpus_per_node) {
-  return a.heads % shape.tp == 0 && gpus_per_node % shape.tp == 0 && shape.pp <= a.layers &&
-         packs(shape.gpus(), gpus_per_node);
+  const auto divides = [](int part, int whole) { return whole % part == 0; };
+  const int group = shape.group();
+  return divides(shape.tp, a.heads) && (divides(group, gpus_per_node) || divides(gpus_per_node, group)) &&
+         divides(shape.ep, group) && (shape.ep == 1 || (a.experts > 0 && divides(shape.ep, a.experts))) &&
+         shape.pp <= a.layers && packs(shape.gpus(), gpus_per_node);
 }
 
 std::vector<Shape> valid_shapes(const Architecture& a, const Precision& p, const Gpu& gpu, int gpus_total,

@@ -11,7 +11,8 @@ namespace cascadia {
 /// being a power of two that divides the node.
 bool packs(int gpus, int gpus_per_node);
 
-/// Whether tensor-parallel groups of the shape stay inside a node and its GPUs pack; the heads must divide by tp.
+/// Whether groups of the shape fill a node evenly, or whole nodes, and its GPUs pack; the heads must divide by tp, the
+/// experts by ep, and the group by ep.
 bool allowed(const Architecture& a, Shape shape, int gpus_per_node);
 
 /// All shapes of at most `gpus_total` GPUs that are allowed and hold the model with a useful KV cache, ordered by

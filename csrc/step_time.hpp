@@ -10,22 +10,27 @@ namespace cascadia {
 ///
 /// A pipeline (pp > 1) is seen as one virtual engine with pp micro-batches in flight. A round advances every running
 /// sequence by one token; it lasts as long as one micro-batch, a pp-th of the work, takes through all stages.
-/// Every time is finite and non-decreasing in each of its token arguments; searches rely on that.
+/// Every time is finite and non-decreasing in each of its token arguments, among rounds that carry prompts and among
+/// those that carry none; searches rely on that.
 class Replica {
  public:
   Replica(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& efficiency, Shape shape,
           const EngineLimits& limits);
 
   /// One round that carries `tokens` tokens, decoding and prompt together, of which `sampled` reach the LM head:
-  /// matrix products, experts, collectives, pipeline hops and overheads, without attention over the context.
+  /// matrix products, experts, collectives, pipeline hops and overheads, without attention over the context. Tokens
+  /// beyond the sampled ones belong to prompts, and a round with prompts is slower to launch.
   double linear_s(double tokens, double sampled) const;
   /// Attention of one decoding sequence over `context_tokens` cached tokens in one round.
-  double decode_attention_s(double context_tokens) const { return over_context(decode_s_, context_tokens); }
+  double decode_attention_s(double context_tokens) const {
+    return sequence_attention_s_ + over_context(decode_s_, context_tokens);
+  }
   /// The same summed over the rounds of a request that writes `tokens_out` tokens after `tokens_in`.
   double decode_attention_sum_s(double tokens_in, double tokens_out) const;
   /// Attention of a prompt chunk of `tokens` tokens that follows `before` tokens of the same prompt.
   double prefill_attention_s(double tokens, double before) const;
-  /// What one prompt chunk waits for beyond its round, because it crosses the stages one after another.
+  /// What a request's first token takes beyond its rounds: the front end and, for a last prompt chunk of `tokens`
+  /// tokens, crossing the stages of a pipeline one after another.
   double fill_s(double tokens) const;
   /// One round of `sequences` decoding sequences with equal context and one prompt chunk.
   double step_s(double sequences, double context_per_sequence, double prompt_tokens, double prompt_before) const;
@@ -42,7 +47,15 @@ class Replica {
   struct Gemm {
     double read_s = 0;
     double token_s = 0;
-    double operator()(double tokens) const { return read_s > token_s * tokens ? read_s : token_s * tokens; }
+    double operator()(double tokens) const;
+  };
+  /// Sum of a hidden state over a group of GPUs, by the fastest of three ways: in one pass, in two, or in bulk.
+  struct AllReduce {
+    double count = 0;
+    double latency_s = 0, one_pass_s = 0;  // one_pass_s, two_pass_s and bulk_s per token
+    double exchange_s = 0, two_pass_s = 0;
+    double bulk_latency_s = 0, bulk_s = 0;
+    double operator()(double tokens) const;
   };
   /// Cost per context token (or per pair of tokens) in all full layers, and in all layers with a sliding window.
   struct PerToken {
@@ -53,6 +66,8 @@ class Replica {
   void set_gemms(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
   void set_attention(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
   void set_links(const Architecture& a, const Gpu& gpu, const Efficiency& e);
+  AllReduce all_reduce(double count, int gpus, const Architecture& a, const Gpu& gpu, const Efficiency& e) const;
+  void set_overheads(const Architecture& a, const Efficiency& e);
   double over_context(const PerToken& cost, double context_tokens) const {
     return cost.full * context_tokens + cost.windowed * (context_tokens < window_ ? context_tokens : window_);
   }
@@ -63,6 +78,7 @@ class Replica {
   Sharding sharding_;
   double kv_capacity_bytes_ = 0;
   double micro_batch_share_ = 1;  // of the tokens of a round
+  double rank_share_ = 1;         // of the tokens of a micro-batch, per copy of the attention
   double depth_ = 1;              // length of a pipeline of equal stages, relative to the model's own
   double window_ = 0;
   Gemm attention_;  // these and the next two cover all layers of their kind
@@ -72,9 +88,14 @@ class Replica {
   double expert_read_s_ = 0;  // if every expert were read
   double expert_token_s_ = 0;
   double log_miss_ = 0;  // log of the chance that a token passes an expert by
-  double round_s_ = 0;   // overheads, collective and hop latencies
-  double token_s_ = 0;   // collective and hop bytes, per token of a micro-batch
-  double sequence_s_ = 0;
+  AllReduce attention_sum_;
+  AllReduce feed_forward_sum_;
+  double round_s_ = 0;     // overheads and hop latencies
+  double prompt_s_ = 0;    // of a round that carries prompts
+  double token_s_ = 0;     // hop bytes and hidden states in memory, per token of a micro-batch
+  double sequence_s_ = 0;  // per sampled sequence
+  double request_s_ = 0;
+  double sequence_attention_s_ = 0;
   PerToken decode_s_;
   PerToken prefill_s_;
   PerToken kv_bytes_;

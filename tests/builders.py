@@ -19,6 +19,7 @@ from cascadia_fast.blueprint import (
     Routing,
     SingleModel,
     SolverReport,
+    StageCalibration,
     StagePlan,
 )
 from cascadia_fast.placement import Replica, place
@@ -92,7 +93,14 @@ def deepseek_plan(**changes: Any) -> Plan:
             seconds=0.0042,
             highs=HighsProof("optimal", 135.0, 3, 0.0005),
         ),
-        "calibration": Calibration("roofline-2026-11", "provisional"),
+        "calibration": Calibration(
+            "roofline-2026-11",
+            "transferred",
+            (
+                StageCalibration("deepseek-r1-distill-qwen-7b", "calibrated", "18 runs of it"),
+                StageCalibration("deepseek-r1", "transferred", "nothing was measured in int4"),
+            ),
+        ),
         "provenance": Provenance("0.1.0", {"cascade.yaml": "0" * 64}, {"h100-sxm-80gb": "data sheet"}),
         "warnings": ("arrivals are bursty: dispersion 16 over 60 s",),
     }

@@ -137,7 +137,7 @@ def test_exact_finds_plans_where_the_loop_finds_none() -> None:
     for seed in range(40):
         requests = scored_requests(seed, 12, 3, False)
         grid = routing_grid(requests, [[0, 20, 40, 60, 80]] * 2)
-        cascade = Cascade.of_grid(grid, FLEETS[0], rate_per_s=6.0)
+        cascade = Cascade.of_grid(grid, FLEETS[0], rate_per_s=16.0)
         start = grid.routing_of(requests, proportional_start(requests, grid.levels))
         q_min = float(np.quantile(grid.quality[grid.combinations], 0.7))
         loop = run(cascade, grid, 12, q_min, Settings(start, span_of(requests)))

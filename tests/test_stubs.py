@@ -83,7 +83,10 @@ def native_signatures(module: types.ModuleType) -> Iterator[tuple[str, list[list
         for attribute, function in vars(member).items():
             has_init = attribute == "__init__" and bool(docstring_signatures("__init__", function.__doc__ or ""))
             if callable(function) and (has_init or not attribute.startswith("_")):
-                yield from of(f"{name}.{attribute}", function)
+                for qualified, signatures in of(f"{name}.{attribute}", function):
+                    # A class that takes many numbers by name lists them.
+                    listed = signatures == [["**kwargs"]] and attribute == "__init__"
+                    yield qualified, [list(member.names)] if listed else signatures
 
 
 def stub_signatures(path: Path) -> Signatures:

@@ -10,7 +10,7 @@ import re
 import pytest
 from builders import alternating_report, deepseek_plan, one_stage_plan
 
-from cascadia_fast.blueprint import Calibration, HighsProof, JudgePlan, Plan, Routing, SingleModel
+from cascadia_fast.blueprint import HighsProof, JudgePlan, Plan, Routing, SingleModel
 from cascadia_fast.summary import duration, show, summarize
 from cascadia_fast.summary_layout import Table
 
@@ -62,7 +62,7 @@ def test_says_everything_the_plan_rests_on(terminal: bool, monkeypatch: pytest.M
         "external, 270 ms per call",
         "exact, optimal for this model, this grid and this sample; 18 evaluated, 185 pruned, 4.2 ms",
         "check HiGHS finds the same 135 s (3 columns, 500 µs)",
-        "roofline-2026-11, provisional fit",
+        "roofline-2026-11: deepseek-r1-distill-qwen-7b calibrated; deepseek-r1 transferred",
         "warning arrivals are bursty: dispersion 16 over 60 s",
         "deepseek-r1 alone 32 180 s 86.3 76.80 best single model",
         "The cascade has 1.34 times the p95 of deepseek-r1 alone and 0.84 times its cost.",
@@ -164,11 +164,6 @@ def test_a_second_solver_that_differs_is_quoted() -> None:
 
     assert "check HiGHS finds 130 s, status optimal (3 columns, 500 µs)" in check("optimal", 130.0)
     assert "check HiGHS ends with status infeasible and no result" in check("infeasible", None)
-
-
-def test_transferred_efficiencies_say_for_what() -> None:
-    text = squeezed(deepseek_plan(calibration=Calibration("fit", "transferred")).summary(width=160))
-    assert "calibration fit, transferred: never measured for int4 on h100-sxm-80gb" in text
 
 
 def test_no_command_proposes_more_gpus_than_can_be_planned() -> None:

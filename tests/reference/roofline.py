@@ -26,7 +26,13 @@ class Engine:
     kv: str
     tp: int
     pp: int
+    attention_dp: int = 1
+    ep: int = 1
     gpus_per_node: int = 8
+
+    @property
+    def group(self) -> int:
+        return self.tp * self.attention_dp
 
     @property
     def dense_weights(self) -> str:
@@ -54,7 +60,12 @@ class Engine:
     def matmul_s(self, tokens: float, parameters: float, weights: str) -> float:
         """`tokens` rows times a matrix of `parameters` weights on one GPU."""
         arithmetic_s = 2 * tokens * parameters / (self.peak(weights) * self.eff.dense_compute)
-        return max(arithmetic_s, self.read_s(parameters * BYTES[weights], self.eff.dense_memory))
+        return knee(arithmetic_s, self.read_s(parameters * BYTES[weights], self.eff.dense_memory))
+
+
+def knee(a: float, b: float) -> float:
+    """The larger of the two; where both are equal, 1 + sqrt(0.0935) times as much."""
+    return (a + b + math.sqrt((a - b) ** 2 + 4 * 0.0935 * a * b)) / 2
 
 
 def attention_projection_parameters(e: Engine) -> float:
@@ -75,40 +86,58 @@ def feed_forward_s(e: Engine, tokens: float, layer: int) -> float:
     s = e.spec
     matrices = 3 if s.gated else 2
     if layer < s.dense_layers:
-        return e.matmul_s(tokens, matrices * s.hidden * s.dense_intermediate / e.tp, e.dense_weights)
-    expert = matrices * s.hidden * s.expert_intermediate / e.tp
-    touched = s.experts * (1 - (1 - s.experts_per_token / s.experts) ** tokens)
-    experts_s = max(
-        2 * tokens * s.experts_per_token * expert / (e.peak(e.weights) * e.eff.expert_compute),
-        e.read_s(touched * expert * BYTES[e.weights], e.eff.expert_memory),
-    )
+        dense = matrices * s.hidden * s.dense_intermediate / e.group
+        return e.matmul_s(tokens, dense, e.dense_weights) + 2 * e.eff.gemm_s
+    # On the fullest GPU: experts / ep experts, each cut to width.
+    width = s.expert_intermediate / (e.group / e.ep)
+    expert = matrices * s.hidden * width
+    fullest = 1 + e.eff.expert_imbalance if e.ep > 1 else 1
+    touched = s.experts / e.ep * (1 - (1 - s.experts_per_token / s.experts) ** tokens) * fullest
+    visits = tokens * s.experts_per_token / e.ep * fullest
+    compute = e.eff.expert_compute * width / (width + e.eff.expert_half_width)
+    experts_s = 2 * visits * expert / (e.peak(e.weights) * compute)
+    experts_s += e.read_s(touched * expert * BYTES[e.weights], e.eff.expert_memory)
     # Router and shared experts run as one product: both are small and the same tokens pass them.
-    shared = matrices * s.hidden * s.shared_intermediate / e.tp
+    shared = matrices * s.hidden * s.shared_intermediate / e.group
     router = s.hidden * s.experts
-    together_s = max(
+    together_s = knee(
         2 * tokens * shared / (e.peak(e.dense_weights) * e.eff.dense_compute)
         + 2 * tokens * router / (e.gpu.bf16_flops_per_s * e.eff.dense_compute),
         e.read_s(shared * BYTES[e.dense_weights] + router * 2, e.eff.dense_memory),
     )
-    return experts_s + together_s + e.eff.expert_overhead_s
+    gemms = 3 if s.shared_intermediate else 1
+    return experts_s + together_s + e.eff.expert_s + gemms * e.eff.gemm_s
 
 
-def all_reduce_s(e: Engine, tokens: float) -> float:
-    if e.tp == 1:
+def all_reduce_s(e: Engine, tokens: float, gpus: int) -> float:
+    """Sum of `tokens` hidden states over `gpus` GPUs, the fastest way."""
+    if gpus == 1:
         return 0.0
-    sent = tokens * e.spec.hidden * 2 * 2 * (e.tp - 1) / e.tp
-    return e.eff.allreduce_latency_s + sent / (e.gpu.link_bytes_per_s * e.eff.allreduce_bandwidth)
+    local = min(gpus, e.gpus_per_node)
+    size, link = tokens * e.spec.hidden * 2, e.gpu.link_bytes_per_s
+    reading_all = (local - 1) * size / (link * e.eff.allreduce_bandwidth)
+    scatter_gather = 2 * (local - 1) / local * size
+    ways = [
+        e.eff.allreduce_latency_s + reading_all,
+        e.eff.allreduce_latency_s + e.eff.allreduce_exchange_s + scatter_gather / (link * e.eff.allreduce_bandwidth),
+        e.eff.bulk_latency_s + scatter_gather / (link * e.eff.bulk_bandwidth),
+    ]
+    nodes, between_s = gpus // local, 0.0
+    if nodes > 1:
+        share = size / local * 2 * (nodes - 1) / nodes
+        between_s = 2 * e.eff.hop_latency_s + share / (e.gpu.internode_bytes_per_s * e.eff.bulk_bandwidth)
+    return min(ways) + between_s
 
 
 def hops_s(e: Engine, tokens: float) -> float:
-    """Stage s runs on GPUs s * tp up to (s + 1) * tp; the last hop brings back token ids, a few bytes."""
+    """Stage s runs on GPUs s * group up to (s + 1) * group; the last hop brings back token ids, a few bytes."""
     if e.pp == 1:
         return 0.0
     total_s = e.eff.hop_latency_s
     for stage in range(e.pp - 1):
-        same_node = (stage * e.tp) // e.gpus_per_node == ((stage + 1) * e.tp) // e.gpus_per_node
+        same_node = (stage * e.group) // e.gpus_per_node == ((stage + 1) * e.group) // e.gpus_per_node
         link = e.gpu.link_bytes_per_s if same_node else e.gpu.internode_bytes_per_s
-        total_s += e.eff.hop_latency_s + tokens * e.spec.hidden * 2 / e.tp / (link * e.eff.hop_bandwidth)
+        total_s += e.eff.hop_latency_s + tokens * e.spec.hidden * 2 / e.group / (link * e.eff.hop_bandwidth)
     return total_s
 
 
@@ -116,14 +145,22 @@ def linear_s(e: Engine, tokens: float, sampled: float) -> float:
     if tokens <= 0:
         return 0.0
     batch = max(tokens / e.pp, min(tokens, 1.0))
-    total_s = e.eff.step_overhead_s + e.eff.sequence_overhead_s * sampled + hops_s(e, batch)
-    for layer in range(e.spec.layers):
-        one_s = e.matmul_s(batch, attention_projection_parameters(e), e.dense_weights)
-        one_s += feed_forward_s(e, batch, layer) + 2 * all_reduce_s(e, batch) + e.eff.layer_overhead_s
+    rank = max(batch / e.attention_dp, min(batch, 1.0))  # tokens of one copy of the attention
+    s, eff = e.spec, e.eff
+    total_s = eff.step_overhead_s + eff.sequence_overhead_s * sampled + hops_s(e, batch)
+    for layer in range(s.layers):
+        one_s = e.matmul_s(rank, attention_projection_parameters(e), e.dense_weights)
+        one_s += 5 * eff.gemm_s + eff.latent_attention_s if s.kv_lora_rank else 2 * eff.gemm_s + eff.attention_s
+        one_s += feed_forward_s(e, batch, layer) + eff.layer_s
+        one_s += all_reduce_s(e, rank, e.tp) + all_reduce_s(e, batch, e.group)
+        hidden_bytes = eff.activation_passes * batch / e.attention_dp * s.hidden * 2
+        one_s += e.read_s(hidden_bytes, 0.8)
+        if tokens > sampled:
+            one_s += eff.prompt_layer_s + (layer >= s.dense_layers) * eff.prompt_expert_s
         total_s += one_s * e.stretch
     if sampled > 0:
         micro_batches = min(e.pp, max(sampled, 1.0))  # the last stage samples them in turn
-        total_s += micro_batches * e.matmul_s(sampled / micro_batches, e.spec.vocab * e.spec.hidden / e.tp, "bf16")
+        total_s += micro_batches * e.matmul_s(sampled / micro_batches, e.spec.vocab * e.spec.hidden / e.group, "bf16")
     return total_s
 
 
@@ -143,7 +180,8 @@ def decode_attention_s(e: Engine, context: float) -> float:
         seen = min(context, s.window) if layer < s.windowed_layers else context
         arithmetic_s = 2 * seen * width * s.heads / e.tp / (e.gpu.bf16_flops_per_s * e.eff.attention_compute)
         total_s += max(e.read_s(seen * kv_bytes_per_token_and_layer(e), e.eff.attention_memory), arithmetic_s)
-    return total_s * e.stretch / e.pp
+        total_s += s.heads / e.tp * e.eff.head_s
+    return total_s * e.stretch / e.pp / e.attention_dp
 
 
 def decode_attention_sum_s(e: Engine, tokens_in: int, tokens_out: int) -> float:
@@ -160,7 +198,7 @@ def prefill_attention_s(e: Engine, tokens: int, before: int) -> float:
     for layer in range(s.layers):
         seen = np.minimum(position, s.window) if layer < s.windowed_layers else position
         flops = 2 * float(np.sum(seen)) * width * s.heads / e.tp
-        arithmetic_s += flops / (e.gpu.bf16_flops_per_s * e.eff.attention_compute)
+        arithmetic_s += flops / (e.gpu.bf16_flops_per_s * e.eff.prefill_compute)
     return max(arithmetic_s * e.stretch / e.pp, decode_attention_s(e, before + tokens))
 
 
