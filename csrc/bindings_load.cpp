@@ -56,7 +56,8 @@ py::array_t<double> per_row(const Replica& replica, const LengthCells& cells, co
 }
 
 py::array_t<double> latency_quantiles(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
-                                      const Floats& share, const Floats& rate_per_s, double arrival_scv, double q) {
+                                      const Floats& share, const Floats& rate_per_s, double arrival_scv, int replicas,
+                                      double q) {
   require(share.ndim() == 2 && rate_per_s.ndim() == 1 && rate_per_s.size() == share.shape(0),
           "rate_per_s has " + std::to_string(rate_per_s.size()) + " entries: give one for each row of share.");
   for (const double rate : view(rate_per_s))
@@ -64,14 +65,43 @@ py::array_t<double> latency_quantiles(const Replica& replica, const Floats& toke
                                                  " requests per second: give a "
                                                  "finite number above 0.");
   require_quantile(arrival_scv, q);
+  require(replicas >= 1, "replicas is " + std::to_string(replicas) + ": give a number of at least 1.");
   Load load;
   Scratch scratch;
   return per_row(replica, cells_of(tokens_in, tokens_out), share,
                  [&](const LoadModel& model, std::span<const double> row_share, std::size_t r) {
                    if (!model.fits()) return kUnreachable;
                    model.prepare(row_share, load);
-                   return model.quantile_s(load, rate_per_s.data()[r], arrival_scv, q, scratch);
+                   return model.quantile_s(load, {rate_per_s.data()[r], arrival_scv, replicas}, q, scratch);
                  });
+}
+
+py::tuple closed_loop(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out, const Floats& share,
+                      const Floats& concurrency, int rounds) {
+  const LengthCells cells = cells_of(tokens_in, tokens_out);
+  require(share.ndim() == 1 && static_cast<std::size_t>(share.size()) == cells.size(),
+          "share must have shape (" + std::to_string(cells.size()) + ",).");
+  require_share(view(share), "share");
+  require(sum(view(share)) > 0, "share is zero everywhere: give the share of some requests.");
+  for (const double clients : view(concurrency))
+    require(clients >= 1 && clients < kUnreachable,
+            "A concurrency is " + std::to_string(clients) + ": give a finite number of at least 1.");
+  require(rounds >= 2, "rounds is " + std::to_string(rounds) + ": give a number of at least 2.");
+  const auto n = static_cast<std::size_t>(concurrency.size());
+  std::array<std::vector<double>, 4> found;
+  {
+    const py::gil_scoped_release release;
+    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), padded(cells.size())));
+    Load load;
+    if (model.fits()) model.prepare(view(share), load);
+    for (std::size_t i = 0; i < n; ++i) {
+      ClosedLoop means{kUnreachable, kUnreachable, 0, 0};
+      if (model.fits()) means = model.closed_loop(load, concurrency.data()[i], rounds);
+      const std::array<double, 4> values{means.ttft_s, means.tpot_s, means.running, means.throughput_per_s};
+      for (std::size_t v = 0; v < values.size(); ++v) found[v].push_back(values[v]);
+    }
+  }
+  return py::make_tuple(read_only(found[0]), read_only(found[1]), read_only(found[2]), read_only(found[3]));
 }
 
 // Largest stable rate of one replica for each row of `share`.
@@ -100,10 +130,18 @@ py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in,
 
 void register_load(py::module_& m) {
   m.def("latency_quantiles", &latency_quantiles, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
-        "rate_per_s"_a, "arrival_scv"_a = 1.0, "q"_a = 0.95,
+        "rate_per_s"_a, "arrival_scv"_a = 1.0, "replicas"_a = 1, "q"_a = 0.95,
         "Latency quantile [s] of one replica for each row of `share` (rows, cells) at its rate (rows,); +inf: "
         "unstable.\n\n"
-        "tokens_in, tokens_out: (cells,). arrival_scv: squared coefficient of variation of the inter-arrival times.");
+        "tokens_in, tokens_out: (cells,). arrival_scv: squared coefficient of variation of the inter-arrival times of "
+        "the whole stream, which goes to `replicas` equal replicas, each request to the one with the fewest "
+        "outstanding.");
+  m.def("closed_loop", &closed_loop, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
+        "concurrency"_a, "rounds"_a = 10,
+        "Mean (ttft_s, tpot_s, running, throughput_per_s), each (n,), of one replica under `concurrency` (n,) clients "
+        "that start together and send `rounds` requests each, the next when the last is answered; +inf and 0: a "
+        "request does not fit.\n\n"
+        "tokens_in, tokens_out, share: (cells,). running: sequences in decode.");
   m.def("capacities", &capacities, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
         "Largest stable rate [1/s] of one replica for each row of `share` (rows, cells); 0: a request does not fit.");
   m.def("idle_bounds", &idle_bounds, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a, "q"_a = 0.95,

@@ -263,12 +263,12 @@ StageEvaluation CascadeSearch::evaluate(std::size_t routing, std::size_t stage, 
   result.first_token_s = result.latency_s;
   if (!traffic.reached()) return result;
   const Load& load = traffic.load(shape);
-  const double rate_per_s = traffic.rate_per_s() / replicas;
+  const Arrivals arrivals = traffic.arrivals(replicas);
   result.reach = traffic.reach();
   result.capacity_per_s = load.capacity_per_s;
-  result.utilization = rate_per_s / load.capacity_per_s;
+  result.utilization = arrivals.rate_per_s / load.capacity_per_s;
   result.batch_limit = load.batch_limit;
-  result.quantile_s = model.quantile_s(load, rate_per_s, traffic.scv(replicas), traffic_.quantile, scratch_);
+  result.quantile_s = model.quantile_s(load, arrivals, traffic_.quantile, scratch_);
   if (result.quantile_s == kUnreachable) return result;
   result.mean_batch = scratch_.running;
   for (std::size_t j = 0; j < result.nodes; ++j)
@@ -322,7 +322,11 @@ double CascadeSearch::max_rate_per_s(int gpus, double quality_floor) {
       for (std::size_t k = 0; k < shares.size(); ++k)
         if (shares[k] > 0) work += shares[k] * stages_[i]->least_gpu_s()[k];
     }
-    double hi = gpus * traffic_.max_utilization / (work * traffic_.rate_per_s), lo = best;
+    double hi = 1, lo = best;
+    if (work > 0)
+      hi = gpus * traffic_.max_utilization / (work * traffic_.rate_per_s);
+    else  // the bound of short prompts with short answers may say nothing
+      while (gpus_at(routing, hi) <= gpus) hi *= 2;
     if (!(hi > best) || gpus_at(routing, best * (1 + 1e-9)) > gpus) continue;
     while (hi - lo > 1e-9 * hi) {
       const double mid = (lo + hi) / 2;

@@ -3,248 +3,220 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <limits>
 #include <numbers>
 #include <numeric>
 
 #include "vector_math.hpp"
+#include "waits.hpp"
 
 namespace cascadia {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::size_t kLanes = 8;
+constexpr double kWatermark = 0.01;     // of the KV cache, kept free when a prompt is admitted
+constexpr double kMostBusy = 0.98;      // of the prefill server where a state of the chain would overload it
+constexpr double kTies = 0.15;          // variance over mean of the batch that dispatch over many replicas leaves
+constexpr double kFewestBirths = 1e-9;  // of the mean rate
 
-// Weibull waits W = mean * E^a / Gamma(1 + a), E exponential: exponent a and 1 / Gamma(1 + a) for a given squared
-// coefficient of variation, tabulated because the relation has no closed inverse.
-struct WeibullTable {
-  static constexpr int kSize = 2048;
-  static constexpr double kLow = 0.05, kHigh = 8.0;
-  std::array<double, kSize + 1> exponent, scale;
-
-  WeibullTable() {
-    for (int i = 0; i <= kSize; ++i) {
-      const double scv = kLow * std::pow(kHigh / kLow, static_cast<double>(i) / kSize);
-      double lo = 0.02, hi = 4.0;
-      for (int step = 0; step < 60; ++step) {
-        const double mid = (lo + hi) / 2;
-        (std::lgamma(1 + 2 * mid) - 2 * std::lgamma(1 + mid) > std::log1p(scv) ? hi : lo) = mid;
-      }
-      exponent[static_cast<std::size_t>(i)] = lo;
-      scale[static_cast<std::size_t>(i)] = 1 / std::tgamma(1 + lo);
-    }
-  }
-
-  std::pair<double, double> operator()(double scv) const {
-    const double at = std::log(std::clamp(scv, kLow, kHigh) / kLow) / std::log(kHigh / kLow) * kSize;
-    const auto i = std::min(static_cast<std::size_t>(at), static_cast<std::size_t>(kSize - 1));
-    const double t = at - static_cast<double>(i);
-    return {exponent[i] + t * (exponent[i + 1] - exponent[i]), scale[i] + t * (scale[i + 1] - scale[i])};
-  }
+// Prefill work of the requests: w of one request beyond decode steps, y with the decode steps that full budgets take.
+struct Work {
+  double x1 = 0, x2 = 0, y1 = 0, y2 = 0, y3 = 0;
 };
 
-const WeibullTable& weibull_table() {
-  static const WeibullTable table;
-  return table;
-}
-
-struct Moments {
-  double own = 0, own2 = 0, own3 = 0, extra = 0, extra2 = 0, chunks = 0;
+// What prompts share a step with.
+struct PrefillRow {
+  double room, log2_room, step_s, shared_tokens;
 };
 
-// Lane-wise sums in a fixed order, so that every instruction set adds alike.
-CASCADIA_CLONES Moments moments(std::size_t n, const double* w, const double* own, const double* extra,
-                                const double* chunks) {
-  double a[6][kLanes] = {};
+// Work, and own_s of each cell: its first token without waits for other requests. Lane-wise sums in a fixed order, so
+// that every instruction set adds alike.
+CASCADIA_CLONES Work prefill_rows(std::size_t n, const PrefillRow at, const double* __restrict rates,
+                                  std::size_t columns, const double* __restrict weight, const LoadTables& cell,
+                                  double* __restrict own_s) {
+  const double step_per_token_s = at.step_s / at.room, per_room = 1 / at.room;
+  const double *__restrict in = cell.tokens_in.data(), *__restrict log2_in = cell.log2_in.data(),
+               *__restrict attention = cell.prefill_attention_s.data(), *__restrict fill = cell.fill_s.data();
+  double a[5][kLanes] = {};
   for (std::size_t k = 0; k < n; k += kLanes)
     for (std::size_t l = 0; l < kLanes; ++l) {
-      const double weight = w[k + l], o = own[k + l], x = extra[k + l];
-      a[0][l] += weight * o;
-      a[1][l] += weight * o * o;
-      a[2][l] += weight * o * o * o;
-      a[3][l] += weight * x;
-      a[4][l] += weight * x * x;
-      a[5][l] += weight * chunks[k + l];
+      const double tokens = in[k + l], w = weight[k + l];
+      const double alone = tokens * rate_at(rates, columns, smaller(log2_in[k + l], at.log2_room)) + attention[k + l];
+      const double together = smaller(larger(tokens + at.shared_tokens, 1.0), at.room);
+      const double x = tokens * rate_at(rates, columns, fast_log2(together)) + attention[k + l];
+      const double y = x + step_per_token_s * tokens;
+      own_s[k + l] = alone + at.step_s * std::ceil(tokens * per_room) + fill[k + l];
+      a[0][l] += w * x;
+      a[1][l] += w * x * x;
+      a[2][l] += w * y;
+      a[3][l] += w * y * y;
+      a[4][l] += w * y * y * y;
     }
-  double sum[6] = {};
-  for (int i = 0; i < 6; ++i)
+  double sum[5] = {};
+  for (int i = 0; i < 5; ++i)
     for (std::size_t l = 0; l < kLanes; ++l) sum[i] += a[i][l];
-  return {sum[0], sum[1], sum[2], sum[3], sum[4], sum[5]};
+  return {sum[0], sum[1], sum[2], sum[3], sum[4]};
 }
 
-// For n = 1..limit sequences: mu(n), and r(n) = rate / mu(n), raised to 1/z for bursty arrivals.
-CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double inverse_z, const double* __restrict unit_rate,
-                                  const double* __restrict extra, double* __restrict ratio, double* __restrict mu) {
-  for (std::size_t n = 1; n <= limit; ++n) {
-    mu[n] = unit_rate[n] * (1.0 - smaller(rate * extra[n], 0.999));
-    ratio[n] = rate / mu[n];
+// Standard deviation of a mean over a decode, relative to one step, where the batch relaxes exponentially.
+CASCADIA_CLONES void averaging_factors(std::size_t n, double relaxation_tokens, const double* __restrict tokens_out,
+                                       double* __restrict averaging) {
+  const double per_relaxation = 1 / relaxation_tokens;
+  for (std::size_t k = 0; k < n; ++k) {
+    const double y = tokens_out[k] * per_relaxation;  // decode time over the relaxation time
+    const double exact = 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y);
+    averaging[k] = std::sqrt(larger(y < 1e-4 ? 1 - y / 3 : exact, 0.0));
   }
-  if (inverse_z != 1.0)
-    for (std::size_t n = 1; n <= limit; ++n) ratio[n] = fast_pow(ratio[n], inverse_z);
 }
 
-// Quantiles and mean of the step time that arrivals find: step_s[n] with probability seen[n], linear within a state so
-// that they move smoothly with the rate.
-double step_quantiles(std::span<const double> step_s, std::span<const double> seen,
-                      std::array<double, kDeviates>& quantiles) {
-  const std::size_t last = seen.size() - 1, limit = step_s.size() - 1;
-  double total = 0, mean = 0;
-  for (std::size_t n = 1; n <= last; ++n) {
-    total += seen[n];
-    mean += seen[n] * step_s[n];
+// mu(n) of the chain for n = 1..limit, and births(n - 1) / mu(n): see the reference. `time_s` is what a sequence takes
+// per output token beyond its steps, on input.
+CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double z, double tokens_out,
+                                  const double* __restrict step_s, double* __restrict time_s, double* __restrict ratio,
+                                  double* __restrict births) {
+  for (std::size_t n = 1; n <= limit; ++n) time_s[n] = tokens_out * (step_s[n] + time_s[n]);
+  if (z == 1.0) {
+    for (std::size_t n = 1; n <= limit; ++n) ratio[n] = rate * time_s[n] / static_cast<double>(static_cast<int>(n));
+    return;
   }
-  const auto& probability = deviate_probabilities();
-  double mass = 0, low = step_s[1];
-  std::size_t g = 0;
-  for (std::size_t n = 1; n <= last && g < kDeviates; ++n) {
-    const double high = n < limit ? (step_s[n] + step_s[n + 1]) / 2 : step_s[n];
-    for (; g < kDeviates && probability[g] * total <= mass + seen[n]; ++g)
-      quantiles[g] = low + (high - low) * (probability[g] * total - mass) / seen[n];
-    mass += seen[n];
-    low = high;
-  }
-  for (; g < kDeviates; ++g) quantiles[g] = low;
-  return mean / total;
-}
-
-// Wait for the prefill server, scale_s * E^exponent with the given probability, E exponential.
-struct PrefillWait {
-  double probability, exponent, scale_s;
-};
-
-// Prefills run one after another: an M/G/1 queue (Pollaczek-Khinchine), Kraemer-Langenbach-Belz for bursty arrivals.
-PrefillWait prefill_wait(const Moments& m, double rate, double c2) {
-  const double busy = rate * m.own, own_scv = std::max(m.own2 / (m.own * m.own) - 1, 0.0);
-  const double plain_wait = rate * m.own2 / 2 / (1 - busy);
-  double wait_mean = plain_wait, p_wait = busy;
-  if (c2 > 1) {
-    wait_mean = busy * m.own * (c2 + own_scv) / 2 / (1 - busy) * std::exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * own_scv));
-    p_wait += (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy * busy * (4 * c2 + own_scv));
-    p_wait = std::min(p_wait, 1.0);
-  }
-  const double rise = wait_mean / plain_wait;
-  const double wait_second = (2 * plain_wait * plain_wait + rate * m.own3 / 3 / (1 - busy)) * rise * rise;
-  const double wait_if = wait_mean / p_wait;
-  const auto [exponent, scale] = weibull_table()(wait_second / p_wait / (wait_if * wait_if) - 1);
-  return {p_wait, exponent, wait_if * scale};
-}
-
-std::vector<double> batch_grid(int max_num_seqs) {
-  std::vector<double> grid{0};
-  for (int n = 1; n < max_num_seqs; n *= 2) grid.push_back(n);
-  grid.push_back(max_num_seqs);
-  return grid;
+  const double constant = 1 / z, slope = (z - 1) / (z * rate), fewest = kFewestBirths / z;
+  births[0] = constant;
+  for (std::size_t n = 1; n <= limit; ++n)
+    births[n] = larger(constant + slope * static_cast<double>(static_cast<int>(n)) / time_s[n], fewest);
+  for (std::size_t n = 1; n <= limit; ++n)
+    ratio[n] = rate * births[n - 1] * time_s[n] / static_cast<double>(static_cast<int>(n));
 }
 
 }  // namespace
 
+// How variable arrivals are at one replica, and what that does to its batch.
+struct LoadModel::Bursts {
+  double own_scv, damped, bursty;  // of one replica's part of the stream; at most 1; at least 1
+  double chain_rise;               // of waits in the chain, by bursts
+  double z, slot_z;                // peakedness of the batch, and of the queue for a place in it
+
+  Bursts(const Load& load, const Arrivals& arrivals) {
+    const double scv = std::max(arrivals.scv, 1.0), replicas = arrivals.replicas;
+    own_scv = scv / replicas;
+    damped = std::min(own_scv, 1.0);
+    bursty = std::max(own_scv, 1.0);
+    chain_rise = (bursty + load.work_scv) / (1 + load.work_scv);
+    z = (1 + (scv - 1) * load.overlap) / replicas + (1 - 1 / replicas) * kTies;
+    slot_z = (scv + load.place_scv) / 2 / replicas;
+  }
+};
+
+struct LoadModel::Chain {
+  double running, idle, full, slot_s;  // full: chance of an arrival to find no place
+  double found_share;                  // of the prefills of others, those met in decode
+  double mean_step_s;
+};
+
+// Steps of so many sequences in decode, and what prompts add to them.
+struct LoadModel::Batch {
+  std::span<const double> rates;
+  double log2_room, step_s, most_prompts, full_s, last_prompt_s;  // full_s: all the budget; last_prompt_s: one of these
+
+  Batch(const Load& load, std::span<const double> row, double room, double log2_room_, double decode_s)
+      : rates(row), log2_room(log2_room_), step_s(decode_s), most_prompts(room / load.tokens_in) {
+    full_s = room * rate_at(rates.data(), rates.size(), log2_room) + most_prompts * load.prefill_attention_s;
+    last_prompt_s = full_s / most_prompts;
+  }
+  // What prompts add if all cost like those.
+  double growing_s(double rate) const {
+    const double grows = std::min(rate * last_prompt_s, kMostBusy);
+    return step_s * grows / (1 - grows);
+  }
+};
+
+struct LoadModel::Prefill {
+  double rho;                                 // of a step, the part that prompts add
+  double again;                               // what one more prompt adds to rho
+  double wait_probability, exponent, wait_s;  // scale of E^exponent, E exponential
+  double behind_share;                        // of the wait, what comes behind the own prompt
+  double x1, variance, slowest_step_s;
+};
+
 LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shared_ptr<const Nodes> nodes)
-    : cells_(cells.size()),
-      padded_(cascadia::padded(cells.size())),
-      nodes_(std::move(nodes)),
-      gpus_(replica.shape().gpus()),
-      max_num_seqs_(replica.limits().max_num_seqs),
-      fits_(true),
-      kv_capacity_bytes_(replica.kv_capacity_bytes()),
-      grid_(batch_grid(max_num_seqs_)) {
-  const auto budget = static_cast<double>(replica.limits().max_batched_tokens);
-  own_s_.assign(grid_.size() * padded_, 1.0);
-  extra_s_.assign(grid_.size() * padded_, 0.0);
-  chunks_.assign(grid_.size() * padded_, 1.0);
-  tokens_out_.assign(padded_, 1.0);
-  attention_sum_s_.assign(padded_, 0.0);
-  held_.assign(padded_, 0.0);
-  fill_s_.assign(padded_, 0.0);
-  idle_s_.assign(padded_, 0.0);
-  for (std::size_t j = 0; j < grid_.size(); ++j) {
-    const double g = grid_[j], room = std::max(budget - g, 1.0);
-    const double full_s = replica.linear_s(g + room, g);
-    const double decode_s = replica.linear_s(std::max(g, 1.0), std::max(g, 1.0));
-    for (std::size_t k = 0; k < cells_; ++k) {
-      const double prompt = cells.tokens_in[k], chunks = std::ceil(prompt / room);
-      const double last_s = replica.linear_s(g + prompt - (chunks - 1) * room, g + 1);
-      const double own = (chunks - 1) * full_s + last_s + replica.prefill_attention_s(prompt, 0);
-      own_s_[j * padded_ + k] = own;
-      chunks_[j * padded_ + k] = chunks;
-      extra_s_[j * padded_ + k] = std::max(0.0, own - chunks * decode_s);
-    }
-  }
-  step_s_.resize(static_cast<std::size_t>(max_num_seqs_) + 1);
-  for (std::size_t n = 0; n < step_s_.size(); ++n) {
-    const double sequences = std::max(static_cast<double>(n), 1.0);
-    step_s_[n] = replica.linear_s(sequences, sequences);
-  }
-  for (std::size_t k = 0; k < cells_; ++k) {
-    const double in = cells.tokens_in[k], out = cells.tokens_out[k];
-    tokens_out_[k] = out;
-    attention_sum_s_[k] = replica.decode_attention_sum_s(in, out);
-    held_[k] = replica.kv_bytes(in + out);
-    fits_ = fits_ && held_[k] <= kv_capacity_bytes_;
-    fill_s_[k] = replica.fill_s(std::min(in, budget));
-    idle_s_[k] = own_s_[k] + fill_s_[k] + 0.9 * out * step_s_[1];
-  }
-  set_least_work();
-  idle_order_.resize(cells_);
+    : tables_(replica, cells), nodes_(std::move(nodes)), gpus_(replica.shape().gpus()), idle_order_(cells.size()) {
+  const auto& idle_s = tables_.idle_s;
   std::iota(idle_order_.begin(), idle_order_.end(), 0U);
-  std::stable_sort(idle_order_.begin(), idle_order_.end(), [&](auto a, auto b) { return idle_s_[a] < idle_s_[b]; });
+  std::stable_sort(idle_order_.begin(), idle_order_.end(), [&](auto a, auto b) { return idle_s[a] < idle_s[b]; });
+}
+
+double LoadModel::mean(const Load& load, const std::vector<double>& per_cell) const {
+  return dot({load.share.data(), tables_.padded}, {per_cell.data(), tables_.padded});
+}
+
+// Prefill of a mean request beyond decode steps, in steps with so many prompts.
+double LoadModel::shared_s(const Load& load, std::span<const double> rates, double log2_room, double prompts) const {
+  const double together = others(prompts) * load.tokens_in;
+  double shared = load.prefill_attention_s;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const double log2_tokens = std::min(fast_log2(std::max(load.sizes[i] + together, 1.0)), log2_room);
+    shared += load.size_tokens[i] * rate_at(rates.data(), rates.size(), log2_tokens);
+  }
+  return shared;
+}
+
+// What prompts add to the mean step S = step_s + rate S x(rate S), with x the prefill of a mean request in steps with
+// so many prompts. What grows with the prompts is solved for at once; the rest is iterated from a guess.
+double LoadModel::added_s(const Load& load, double rate, const Batch& batch, double guess_s, int passes) const {
+  const double grows = std::min(rate * batch.last_prompt_s, kMostBusy);
+  for (int pass = 0; pass < passes; ++pass) {
+    const double prompts = std::min(rate * (batch.step_s + guess_s), batch.most_prompts);
+    const double rest_s = prompts * (shared_s(load, batch.rates, batch.log2_room, prompts) - batch.last_prompt_s);
+    guess_s = std::max((rest_s + grows * batch.step_s) / (1 - grows), 0.0);
+  }
+  return guess_s;
+}
+
+double LoadModel::step_at(const Load& load, double sequences) {
+  const std::size_t n = std::min(static_cast<std::size_t>(sequences), load.step_s.size() - 2);
+  return load.step_s[n] + (sequences - static_cast<double>(n)) * (load.step_s[n + 1] - load.step_s[n]);
 }
 
 void LoadModel::prepare(std::span<const double> share, Load& load) const {
+  const LoadTables& t = tables_;
   load.reach = sum(share);
-  load.share.assign(padded_, 0);
-  for (std::size_t k = 0; k < cells_; ++k) load.share[k] = share[k] / load.reach;
-  const double* w = load.share.data();
-  const double* out = tokens_out_.data();
-  load.tokens_out = dot({w, padded_}, tokens_out_);
-  load.attention_s = dot({w, padded_}, attention_sum_s_) / load.tokens_out;
-  double out2 = 0, held = 0;
-  for (std::size_t k = 0; k < cells_; ++k) {
-    out2 += w[k] * out[k] * out[k];
-    held += w[k] * out[k] * held_[k];
+  load.share.assign(t.padded, 0);
+  for (std::size_t k = 0; k < t.cells; ++k) load.share[k] = share[k] / load.reach;
+  load.tokens_in = mean(load, t.tokens_in);
+  load.tokens_out = mean(load, t.tokens_out);
+  load.attention_s = mean(load, t.attention_sum_s) / load.tokens_out;
+  load.prefill_attention_s = mean(load, t.prefill_attention_s);
+  load.fill_s = mean(load, t.fill_s);
+  two_points(load.tokens_in, mean(load, t.tokens_in2), mean(load, t.tokens_in3), load.sizes, load.size_tokens);
+  load.relaxation_tokens = mean(load, t.tokens_out2) / load.tokens_out;
+  load.averaging.resize(t.padded);
+  averaging_factors(t.padded, load.relaxation_tokens, t.tokens_out.data(), load.averaging.data());
+  const double work_s = mean(load, t.full_work_s), held = mean(load, t.held_bytes_out);
+  load.work_scv = mean(load, t.full_work_s2) / (work_s * work_s) - 1;
+  // While a prompt waits until all of it fits, half of it stays free on average.
+  const double usable = (1 - kWatermark) * t.kv_capacity_bytes - mean(load, t.prompt_bytes) / 2;
+  const double fit = usable / (held / load.tokens_out);
+  const auto most = static_cast<double>(t.max_num_seqs);
+  load.place_scv =
+      fit < most ? mean(load, t.held_bytes_out2) / (held * held) - 1 : load.relaxation_tokens / load.tokens_out - 1;
+  load.batch_limit = static_cast<int>(std::clamp(std::floor(fit), 1.0, most));
+  double above = 1, overlap = 0;
+  for (const auto k : t.by_output) {
+    above -= load.share[k];
+    overlap += load.share[k] * t.tokens_out[k] * (2 * above + load.share[k]);
   }
-  load.relaxation_tokens = out2 / load.tokens_out;
-  const double fit = std::floor(kv_capacity_bytes_ / (held / load.tokens_out));
-  load.batch_limit = static_cast<int>(std::clamp(fit, 1.0, static_cast<double>(max_num_seqs_)));
+  load.overlap = overlap / load.tokens_out;
 
   const auto limit = static_cast<std::size_t>(load.batch_limit);
   load.step_s.resize(limit + 1);
-  load.unit_rate.resize(limit + 1);
-  load.mean_extra.resize(limit + 1);
-  for (std::size_t n = 0; n <= limit; ++n) {
-    const auto m = static_cast<double>(n);
-    load.step_s[n] = step_s_[n] + m * load.attention_s;
-    load.unit_rate[n] = m / (load.tokens_out * load.step_s[n]);
-  }
-  double left = dot({w, padded_}, {extra_s_.data(), padded_});
-  for (std::size_t j = 0; j + 1 < grid_.size() && grid_[j] <= static_cast<double>(limit); ++j) {
-    const double right = dot({w, padded_}, {extra_s_.data() + (j + 1) * padded_, padded_});
-    const double slope = (right - left) / (grid_[j + 1] - grid_[j]);
-    const auto begin = static_cast<std::size_t>(grid_[j]), end = static_cast<std::size_t>(grid_[j + 1]);
-    for (std::size_t n = begin; n <= std::min(end, limit); ++n)
-      load.mean_extra[n] = left + slope * (static_cast<double>(n) - grid_[j]);
-    left = right;
-  }
-  load.along = std::min(load.tokens_out / dot({w, padded_}, {chunks_.data(), padded_}), static_cast<double>(limit));
-  const double prefill_s = back_to_back_prefill_s(load);
-  load.capacity_per_s = std::min(1 / prefill_s, 1 / (1 / load.unit_rate[limit] + load.mean_extra[limit]));
-}
-
-std::pair<std::size_t, double> LoadModel::on_grid(double sequences) const {
-  std::size_t j = 0;
-  while (j + 2 < grid_.size() && grid_[j + 1] <= sequences) ++j;
-  return {j, (sequences - grid_[j]) / (grid_[j + 1] - grid_[j])};
-}
-
-// Prefill time of a request where one prompt follows the other.
-double LoadModel::back_to_back_prefill_s(const Load& load) const {
-  const std::span<const double> w{load.share.data(), padded_};
-  const auto mean = [&](const std::vector<double>& table, std::size_t j) {
-    return dot(w, {table.data() + j * padded_, padded_});
-  };
-  const auto [j, t] = on_grid(load.along);
-  const double own = mean(own_s_, j), chunks = mean(chunks_, j);
-  const double chunks_there = chunks + t * (mean(chunks_, j + 1) - chunks);
-  return own + t * (mean(own_s_, j + 1) - own) + chunks_there * load.along * load.attention_s;
+  for (std::size_t n = 0; n <= limit; ++n)
+    load.step_s[n] = t.step_s[n] + static_cast<double>(static_cast<int>(n)) * load.attention_s;
+  load.along = std::min(t.budget * load.tokens_out / (load.tokens_in + load.tokens_out), static_cast<double>(limit));
+  std::array<double, 32> rates;
+  t.blend(load.along, rates);
+  const double prompts = load.along / load.tokens_out;  // per step
+  const double log2_room = fast_log2(std::max(t.budget - load.along, 1.0));
+  const double shared = shared_s(load, {rates.data(), t.columns}, log2_room, prompts);
+  load.capacity_per_s = 1 / (step_at(load, load.along) / prompts + shared);
 }
 
 double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
@@ -252,109 +224,162 @@ double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
   const double enough = (q - 1e-9) * sum(share);
   for (const auto k : idle_order_) {
     mass += share[k];
-    if (mass >= enough) return idle_s_[k];
+    if (mass >= enough) return tables_.idle_s[k];
   }
-  return idle_s_[idle_order_.back()];
+  return tables_.idle_s[idle_order_.back()];
 }
 
-void LoadModel::set_least_work() {
-  double least_held = kInfinity;
-  for (std::size_t k = 0; k < cells_; ++k) least_held = std::min(least_held, held_[k]);
-  const double fit = std::clamp(std::floor(kv_capacity_bytes_ / least_held), 1.0, static_cast<double>(max_num_seqs_));
-  double least_step = kInfinity;  // per token
-  for (std::size_t n = 1; n <= static_cast<std::size_t>(fit); ++n)
-    least_step = std::min(least_step, step_s_[n] / static_cast<double>(n));
-  least_work_s_.resize(cells_);
-  for (std::size_t k = 0; k < cells_; ++k) {
-    double least_extra = kInfinity;
-    for (std::size_t j = 0; j < grid_.size(); ++j) least_extra = std::min(least_extra, extra_s_[j * padded_ + k]);
-    least_work_s_[k] = tokens_out_[k] * least_step + attention_sum_s_[k] + least_extra;
-  }
+// Prefills met per output token while as many sequences decode as at point j of the grid. `prompts_s` is what prompts
+// add to the mean step; on input at the point before, a guess.
+double LoadModel::met_s(const Load& load, double rate, const Bursts& bursts, std::size_t j, double& prompts_s) const {
+  const double decode_s =
+      tables_.step_s[static_cast<std::size_t>(tables_.grid[j])] + tables_.grid[j] * load.attention_s;
+  const Batch batch(load, tables_.row(j), tables_.room[j], tables_.log2_room[j], decode_s);
+  prompts_s = added_s(load, rate, batch, j == 0 ? batch.growing_s(rate) : prompts_s, j == 0 ? 4 : 1);
+  const double rho = std::min(prompts_s / (decode_s + prompts_s), kMostBusy), x = rho / rate;
+  const double in_room = 1 / batch.most_prompts;
+  const double again = std::min(rate * std::min(x, batch.last_prompt_s), kMostBusy);
+  const double y = x + decode_s * in_room, busy = std::min(rate * y, kMostBusy),
+               sharing = batch.full_s / (batch.full_s + x);
+  const double found = rate * (1 + load.work_scv) * y * y / 2 * (1 + busy / (1 - busy) * bursts.damped);
+  double behind = found * (1 - 0.5 * sharing / (0.5 + rho)) * (1 + sharing * rho / (1 + rho)) * bursts.chain_rise;
+  behind += x + decode_s * std::max(1.0, in_room);
+  const double met =
+      rho / (1 - rho) * decode_s + again * (1 + again / (1 - again) * bursts.damped) * behind / load.tokens_out;
+  return met * batch.full_s / (met + batch.full_s);
 }
 
-bool LoadModel::chain(const Load& load, double rate, double z, Scratch& scratch, Chain& result) const {
+bool LoadModel::chain(const Load& load, const Arrivals& arrivals, const Bursts& bursts, Scratch& scratch,
+                      Chain& result) const {
   const auto limit = static_cast<std::size_t>(load.batch_limit);
-  scratch.ratio.resize(3 * (limit + 1));
-  double *ratio = scratch.ratio.data(), *mu = ratio + limit + 1, *seen = mu + limit + 1;
-  birth_ratios(limit, rate, 1 / z, load.unit_rate.data(), load.mean_extra.data(), ratio, mu);
-  const double rho = rate / mu[limit];
-  if (!(rho < 1)) return false;
-  double p = 1, sum = 1, sum_n = 0, sum_mu = 0;
+  const double rate = arrivals.rate_per_s;
+  scratch.chain.resize(4 * (limit + 1));
+  double *ratio = scratch.chain.data(), *births = ratio + limit + 1, *time_s = births + limit + 1,
+         *seen = time_s + limit + 1;
+  double prompts_s = 0, left = met_s(load, rate, bursts, 0, prompts_s);
+  scratch.prompts_s[0] = prompts_s;
+  for (std::size_t j = 0; j + 1 < tables_.grid.size() && tables_.grid[j] <= static_cast<double>(limit); ++j) {
+    const double right = met_s(load, rate, bursts, j + 1, prompts_s);
+    scratch.prompts_s[j + 1] = prompts_s;
+    const double slope = (right - left) / (tables_.grid[j + 1] - tables_.grid[j]);
+    const auto begin = static_cast<int>(tables_.grid[j]), end = static_cast<int>(tables_.grid[j + 1]);
+    for (int n = begin; n <= std::min(end, load.batch_limit); ++n) time_s[n] = left + slope * (n - begin);
+    left = right;
+  }
+  birth_ratios(limit, rate, bursts.z, load.tokens_out, load.step_s.data(), time_s, ratio, births);
+  // However prefills are met, a full engine keeps up with its capacity.
+  const double mu = static_cast<double>(limit) / time_s[limit], top = std::max(mu, load.capacity_per_s);
+  ratio[limit] *= mu / top;
+  const bool poisson = bursts.z == 1.0;
+  double p = 1, sum = 1, sum_n = 0, sum_seen = 0, found = 0;
   std::size_t last = limit;
   for (std::size_t n = 1; n <= limit; ++n) {
-    const auto m = static_cast<double>(n);
-    seen[n] = p;  // an arrival that finds n - 1 running decodes in steps of n
+    const auto m = static_cast<double>(static_cast<int>(n));
+    seen[n] = poisson ? p : p * births[n - 1];  // an arrival that finds n - 1 running decodes in steps of n
+    sum_seen += seen[n];
+    found += seen[n] * (m - 1);
     p *= ratio[n];
     sum += p;
     sum_n += p * m;
-    sum_mu += p * mu[n];
     if (p > 1e200) {
       constexpr double kScale = 1e-200;
-      p *= kScale, sum *= kScale, sum_n *= kScale, sum_mu *= kScale;
+      p *= kScale, sum *= kScale, sum_n *= kScale, sum_seen *= kScale, found *= kScale;
       for (std::size_t earlier = 1; earlier <= n; ++earlier) seen[earlier] *= kScale;
     }
-    if (ratio[n] < 0.999 && p < 1e-14 * sum * (1 - ratio[n])) {
+    const double next = poisson ? p : p * larger(births[n], 1.0);
+    if (ratio[n] < 0.999 && next < 1e-14 * sum_seen * (1 - ratio[n])) {
       p = 0;
       last = n;
       break;
     }
   }
-  const double fall = z == 1 ? rho : fast_pow(rho, 1 / z);
-  const double tail = p * fall / (1 - fall), b = static_cast<double>(limit), total = sum + tail;
-  seen[last] += p + tail;
-  result.running = (sum_n + tail * b) / total;
-  result.pace_s = (sum_n + tail * b) / ((sum_mu + tail * mu[limit]) * load.tokens_out);
-  result.full = (p + tail) / total;
-  result.slot_s = z / (mu[limit] * (1 - rho));
+  const double births_top = poisson ? 1 : larger(1 + (bursts.z - 1) * top / rate, kFewestBirths) / bursts.z;
+  const double fall = rate * births_top / top, tail = p * fall / (1 - fall), b = static_cast<double>(limit);
+  const double blocked = (p + tail) * births_top;
+  result.running = (sum_n + tail * b) / (sum + tail);
+  result.idle = seen[1] / (poisson ? 1 : births[0]) / (sum + tail);
+  result.full = blocked / (sum_seen + blocked);
+  result.slot_s = bursts.slot_z / (top - rate);
+  const double met = (found + blocked * b) / (sum_seen + blocked) / result.running;
+  result.found_share = std::min(met, 1.0);
+  seen[last] += blocked;
   result.mean_step_s = step_quantiles(load.step_s, {seen, last + 1}, scratch.step_s);
-  return true;
+  return fall < 1;
 }
 
-void LoadModel::interpolate(double running, double attention_s, double* own, double* extra, double* chunks) const {
-  const auto [j, t] = on_grid(running);
-  const double others_s = running * attention_s;
-  const std::size_t a = j * padded_, b = a + padded_;
-  for (std::size_t k = 0; k < padded_; ++k) {
-    chunks[k] = chunks_[a + k] + t * (chunks_[b + k] - chunks_[a + k]);
-    extra[k] = extra_s_[a + k] + t * (extra_s_[b + k] - extra_s_[a + k]);
-    own[k] = own_s_[a + k] + t * (own_s_[b + k] - own_s_[a + k]) + chunks[k] * others_s;
-  }
+// Where the batch is as large as it is on average. Leaves the time to the first token without waits for other requests
+// in scratch.cell.
+LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Bursts& bursts, const Chain& batch,
+                                      Scratch& scratch) const {
+  const double running = std::min(batch.running, load.along), room = std::max(tables_.budget - running, 1.0);
+  const double log2_room = fast_log2(room), step_s = step_at(load, running);
+  tables_.blend(running, scratch.rates);
+  const std::span<const double> rates{scratch.rates.data(), tables_.columns};
+  const Batch steps(load, rates, room, log2_room, step_s);
+  Prefill result;
+  const auto [j, t] = tables_.on_grid(running);
+  const double guess_s = scratch.prompts_s[j] + t * (scratch.prompts_s[j + 1] - scratch.prompts_s[j]);
+  const double prompts_s = added_s(load, rate, steps, guess_s, 2);
+  result.rho = std::min(prompts_s / (step_s + prompts_s), kMostBusy);
+  const double rho = result.rho, marginal = std::min(rho / rate, steps.last_prompt_s);
+  result.again = rate * marginal;
+  // Arrivals see long steps more often.
+  const double seen_s =
+      step_s / (1 - rho) + rate * (1 + load.work_scv) * marginal * marginal / (1 - result.again * result.again);
+  const double together = others(std::min(rate * seen_s, steps.most_prompts)) * load.tokens_in;
+  const PrefillRow at{room, log2_room, step_s, together};
+  scratch.cell.resize(3 * tables_.padded);
+  double* own_s = scratch.cell.data();
+  const Work work = prefill_rows(tables_.padded, at, rates.data(), rates.size(), load.share.data(), tables_, own_s);
+
+  const double busy = std::min(rate * work.y1, std::max(rate / load.capacity_per_s, result.again));
+  const double scv = work.y2 / (work.y1 * work.y1) - 1;
+  const double sigma = wait_probability(busy, bursts.bursty);
+  double found = rate * work.y2 / 2 * (1 + busy / (1 - busy) * bursts.damped);
+  found *= sigma / (1 - sigma) * (1 - busy) / busy * (bursts.bursty + scv) / (bursts.bursty + 1) * 2 / (1 + scv);
+  const double sharing = steps.full_s / (steps.full_s + work.x1);
+  const auto [exponent, scale] = weibull(2 * busy - 1 + 4.0 / 3 * (1 - busy) * work.y1 * work.y3 / (work.y2 * work.y2));
+  result.wait_probability = sigma;
+  result.exponent = exponent;
+  result.wait_s = found * (1 + sharing * sigma / (1 + sigma)) / sigma * scale;
+  result.behind_share = 1 - 0.5 * sharing / (0.5 + rho);
+  result.x1 = work.x1;
+  result.variance = work.x2 + (bursts.own_scv - 1) * marginal * marginal;
+  result.slowest_step_s = step_s + steps.full_s;
+  const double rest_s = step_s / (1 - rho) * ((1 - batch.idle) / 2 + sharing * rho);
+  for (std::size_t k = 0; k < tables_.padded; ++k) own_s[k] += rest_s;
+  return result;
 }
 
-double LoadModel::quantile_s(const Load& load, double rate, double scv, double q, Scratch& scratch,
+double LoadModel::quantile_s(const Load& load, const Arrivals& arrivals, double q, Scratch& scratch,
                              double at_most_s) const {
+  const double rate = arrivals.rate_per_s;
   if (!(rate < kMaxUtilization * load.capacity_per_s)) return kInfinity;
-  const double c2 = std::max(scv, 1.0), z = 1 + (c2 - 1) / 2;
+  const Bursts bursts(load, arrivals);
   Chain batch;
-  if (!chain(load, rate, z, scratch, batch)) return kInfinity;
+  if (!chain(load, arrivals, bursts, scratch, batch)) return kInfinity;
   scratch.running = batch.running;
+  const Prefill first = prefill(load, rate, bursts, batch, scratch);
 
-  const std::size_t n = padded_, nodes = nodes_->per_cell;
-  scratch.cell.resize(6 * n);
-  double *own = scratch.cell.data(), *extra = own + n, *chunks = extra + n, *averaging = chunks + n,
-         *floor = averaging + n, *ceiling = floor + n;
-  interpolate(std::min(batch.running, load.along), load.attention_s, own, extra, chunks);
-  const Moments m = moments(n, load.share.data(), own, extra, chunks);
-
-  const double free_share = 1 - rate * m.extra;
-  const PrefillWait wait = prefill_wait(m, rate, c2);
-
-  // As many prefills of others as arrive while a request decodes, each delaying its steps further.
-  const double added_share = rate * m.extra / free_share;
-  const double extra_variance = std::max(m.extra2 - m.extra * m.extra, 0.0);
-  const double added_scale_s = 1.5 * (extra_variance + c2 * m.extra * m.extra) / std::max(m.extra, 1e-300) /
-                               (free_share * std::sqrt(free_share));
-  const SampleConstants constants{
-      std::log(wait.probability), wait.exponent, wait.scale_s, std::log(std::max(batch.full, 1e-300)), batch.slot_s,
-      batch.mean_step_s,          added_share,   added_scale_s};
-  const double slowest_s = std::max(1.1 * m.own / m.chunks, batch.pace_s);  // every step carries a chunk
+  const std::size_t n = tables_.padded, nodes = nodes_->per_cell;
+  double *own = scratch.cell.data(), *floor = own + n, *ceiling = floor + n;
+  const double met_again = first.rho / (1 - first.rho) * batch.found_share;
+  const double amplified = 1 + first.again / (1 - first.again) * bursts.damped;
+  const SampleConstants constants{std::log(first.wait_probability),
+                                  first.exponent,
+                                  first.wait_s,
+                                  std::log(std::max(batch.full, 1e-300)),
+                                  batch.slot_s,
+                                  batch.mean_step_s,
+                                  1 + met_again,
+                                  met_again * batch.mean_step_s,
+                                  batch.found_share * first.again * amplified,
+                                  first.behind_share,
+                                  first.variance / first.x1 * amplified * amplified};
+  const double slowest_s = std::max(first.slowest_step_s, load.step_s.back());
   for (std::size_t k = 0; k < n; ++k) {
-    const double out = tokens_out_[k];
-    const double y = out / load.relaxation_tokens;  // decode time over the relaxation time of the batch
-    averaging[k] = std::sqrt(y < 1e-4 ? 1 - y / 3 : 2 * (y - 1 + fast_exp2(-y * std::numbers::log2e)) / (y * y));
-    floor[k] = 0.9 * load.step_s[1] * out;
-    ceiling[k] = slowest_s * out;
-    own[k] += fill_s_[k];
+    floor[k] = 0.9 * load.step_s[1] * tables_.tokens_out[k];
+    ceiling[k] = slowest_s * tables_.tokens_out[k];
   }
   scratch.latency.resize(nodes * n);
   scratch.first.resize(nodes * n);
@@ -362,7 +387,7 @@ double LoadModel::quantile_s(const Load& load, double rate, double scv, double q
   for (std::size_t j = 0; j < nodes; ++j) {
     double* latency = &scratch.latency[j * n];
     const std::size_t at = j * n;
-    sample_row(n, constants, {tokens_out_.data(), own, averaging, floor, ceiling},
+    sample_row(n, constants, {tables_.tokens_out.data(), own, load.averaging.data(), floor, ceiling},
                {&nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at], &nodes_->table_fraction[at],
                 &nodes_->table_index[at]},
                scratch.step_s.data(), latency, &scratch.first[at]);

@@ -75,11 +75,33 @@ Nodes::Nodes(std::size_t cells, std::size_t padded) {
     }
 }
 
+double step_quantiles(std::span<const double> step_s, std::span<const double> seen,
+                      std::array<double, kDeviates>& quantiles) {
+  const std::size_t last = seen.size() - 1, limit = step_s.size() - 1;
+  double total = 0, mean = 0;
+  for (std::size_t n = 1; n <= last; ++n) {
+    total += seen[n];
+    mean += seen[n] * step_s[n];
+  }
+  const auto& probability = deviate_probabilities();
+  double mass = 0, low = step_s[1];
+  std::size_t g = 0;
+  for (std::size_t n = 1; n <= last && g < kDeviates; ++n) {
+    const double high = n < limit ? (step_s[n] + step_s[n + 1]) / 2 : step_s[n];
+    for (; g < kDeviates && probability[g] * total <= mass + seen[n]; ++g)
+      quantiles[g] = low + (high - low) * (probability[g] * total - mass) / seen[n];
+    mass += seen[n];
+    low = high;
+  }
+  for (; g < kDeviates; ++g) quantiles[g] = low;
+  return mean / total;
+}
+
 CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, const CellTimes cell,
                                 const NodeRow node, const double* __restrict step_s, double* __restrict latency,
                                 double* __restrict first_token) {
-  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, added_share, added_scale_s] =
-      constants;
+  const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, stretch, added_per_token_s,
+              added_behind, behind_share, added_scale_s] = constants;
   const double* __restrict tokens_out = cell.tokens_out;
   const double* __restrict own = cell.own;
   const double* __restrict averaging = cell.averaging;
@@ -96,8 +118,9 @@ CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, 
     const double slot = slot_scale * larger(slot_node[k] + slot_shift, 0.0);
     const double first = wait + own[k];
     const double left = step_s[index[k]], found = left + fraction[k] * (step_s[index[k] + 1] - left);
-    const double steps = tokens_out[k] * (mean_step_s + averaging[k] * (found - mean_step_s));
-    const double added = larger(added_share * (tokens_out[k] * mean_step_s + first), 1e-300);
+    const double steps = tokens_out[k] * (mean_step_s + averaging[k] * (found - mean_step_s) * stretch);
+    const double behind = own[k] + behind_share * wait;
+    const double added = larger(added_per_token_s * tokens_out[k] + added_behind * behind, 1e-300);
     const double deviation = std::sqrt(added_scale_s / added);
     const double root = larger(1.0 - deviation * deviation / 9 + gauss[k] * deviation / 3, 0.0);
     const double decode = steps + added * (root * root * root);

@@ -26,7 +26,9 @@ struct Nodes {
 
 // Per evaluation; shifts are logarithms of the probabilities to wait.
 struct SampleConstants {
-  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, added_share, added_scale_s;
+  double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale;
+  double mean_step_s, stretch;  // of decode steps; noise counts as often as prefills stretch a step
+  double added_per_token_s, added_behind, behind_share, added_scale_s;  // prefills of others met in decode
 };
 
 // Per cell, arrays of one length.
@@ -42,6 +44,11 @@ struct NodeRow {
 
 // Probability below each tabulated deviate.
 const std::array<double, kDeviates>& deviate_probabilities();
+
+// Quantiles and mean of the step time that arrivals find: step_s[n] with probability seen[n], linear within a state so
+// that they move smoothly with the rate.
+double step_quantiles(std::span<const double> step_s, std::span<const double> seen,
+                      std::array<double, kDeviates>& quantiles);
 
 // One row of samples (one node of every cell): latency = slot wait + prefill wait + prefill + decode. Decode is steps,
 // at the length found and averaged over the request, plus the prefills of others, gamma by Wilson-Hilferty.

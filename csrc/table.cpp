@@ -56,7 +56,9 @@ const Load& StageLoad::load(int shape) {
 double StageLoad::capacity_per_s(int shape) { return load(shape).capacity_per_s; }
 
 // Splitting a stream at random with probability p moves its squared coefficient of variation towards 1 by p.
-double StageLoad::scv(int replicas) const { return 1 + (traffic_.scv - 1) * reach_ / replicas; }
+Arrivals StageLoad::arrivals(int replicas) const {
+  return {rate_per_s_ / replicas, 1 + (traffic_.scv - 1) * reach_, replicas};
+}
 
 int StageLoad::least_replicas(int shape) {
   Shape& s = shapes_[static_cast<std::size_t>(shape)];
@@ -97,8 +99,7 @@ double StageLoad::latency_s(int shape, int replicas, Scratch& scratch, double at
                                    [](const auto& entry, int wanted) { return entry.first < wanted; });
   if (at != known.end() && at->first == replicas) return at->second;
   const auto& model = model_->shapes()[static_cast<std::size_t>(shape)];
-  const double value =
-      model.quantile_s(load(shape), rate_per_s_ / replicas, scv(replicas), traffic_.quantile, scratch, at_most_s);
+  const double value = model.quantile_s(load(shape), arrivals(replicas), traffic_.quantile, scratch, at_most_s);
   if (value == kUnreachable && at_most_s < kUnreachable) return value;  // not known how slow
   known.emplace(at, replicas, value);
   return value;
@@ -270,8 +271,7 @@ std::vector<Choice> latency_table(const StageModel& model, std::span<const doubl
         const LoadModel& shape = model.shapes()[static_cast<std::size_t>(block.shape)];
         const Load& load = stage.load(block.shape);
         for (int replicas = block.begin; replicas < block.end; ++replicas)
-          latency[b].push_back(shape.quantile_s(load, stage.rate_per_s() / replicas, stage.scv(replicas),
-                                                traffic.quantile, scratch[thread]));
+          latency[b].push_back(shape.quantile_s(load, stage.arrivals(replicas), traffic.quantile, scratch[thread]));
       },
       interrupted);
   for (std::size_t b = 0; b < blocks.size(); ++b)

@@ -55,7 +55,8 @@ class StageLoad {
   bool reached() const { return reach_ > 0; }
   double reach() const { return reach_; }
   double rate_per_s() const { return rate_per_s_; }
-  // p95 with `replicas` engines of a shape, arrivals split at random; +inf above the utilisation cap.
+  // p95 with `replicas` engines of a shape, each request sent to the one with the fewest outstanding; +inf above the
+  // utilisation cap.
   // What is above `at_most_s` may come back as +inf.
   double latency_s(int shape, int replicas, Scratch& scratch, double at_most_s = kUnreachable);
   double capacity_per_s(int shape);  // of one replica, at utilisation 1
@@ -69,7 +70,7 @@ class StageLoad {
   int least_replicas(int shape);  // that keep utilisation under the cap
   const Load& load(int shape);
   const StageModel& model() const { return *model_; }
-  double scv(int replicas) const;
+  Arrivals arrivals(int replicas) const;
 
  private:
   struct Shape {

@@ -105,7 +105,8 @@ def test_latencies_are_those_of_the_load_model(planner: Planner, example: Plan) 
             tokens_out=cells.tokens_out,
             share=weight[None],
             rate_per_s=np.array([stage.rate_per_s / group.count]),
-            arrival_scv=1 + (example.workload.cv**2 - 1) * stage.reach / group.count,
+            arrival_scv=1 + (example.workload.cv**2 - 1) * stage.reach,
+            replicas=group.count,
         )
         assert stage.p95_s == pytest.approx(p95_s, rel=1e-6)
 

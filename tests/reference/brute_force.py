@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast import _core, catalog
-from cascadia_fast.profile import efficiency_for
+from cascadia_fast.profile import Profile
 from cascadia_fast.routing import RoutingGrid
 
 FloatArray = NDArray[np.float64]
@@ -53,7 +53,7 @@ def engine(
         architecture=_core.Architecture(**dataclasses.asdict(catalog.model(model).architecture)),
         precision=_core.Precision(weights=weights),
         gpu=_core.Gpu(**numbers),
-        efficiency=_core.Efficiency(**efficiency_for(GPU, weights)[0]),
+        efficiency=_core.Efficiency(**Profile.shipped().efficiency(weights, "bf16", "vllm")),
         shape=_core.Shape(tp, pp),
         limits=_core.EngineLimits(gpus_per_node=gpus_per_node, **limits),
     )
@@ -151,7 +151,8 @@ class Cascade:
             tokens_out=tokens_out,
             share=row,
             rate_per_s=np.array([rate_per_s]),
-            arrival_scv=1 + (self.scv - 1) * reach / replicas,
+            arrival_scv=1 + (self.scv - 1) * reach,
+            replicas=replicas,
         )
         # The same from one evaluation by a search of nothing else, which adds up shares in the core's own order.
         alone = _core.CascadeSearch(

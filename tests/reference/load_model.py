@@ -1,10 +1,36 @@
 """The load model of one replica in plain NumPy: slow, readable, written from the formulas and not from the C++.
 
-A birth-death chain over the running batch, a Pollaczek-Khinchine wait for the prefill server, a wait for a batch slot,
-and the quantile of the mixture over length cells. Searches rely on it to rise with the rate, so every sample does: it
-keeps its own random numbers while the rate moves, and each of its parts is an increasing quantile of them, the wait
-(Weibull with the right two moments), the step time an arrival finds in the chain, and the prefills it meets (gamma, by
-Wilson-Hilferty). Noise of a mean and a variance would not do: its low quantiles fall as the variance grows.
+Steps. A step that decodes n sequences takes D(n). Prompts share steps, as many as wait and the token budget takes; one
+of `in` tokens in a step with v prompt tokens makes it longer by in * r(n, v) plus its own attention, where r is the
+extra time per prompt token: fixed costs of a step with prompts spread over its tokens, little while weights are read
+anyway, and arithmetic beyond. Rates are tabulated at n = 0, 1, 2, 4 ... and v = 1, 2, 4 ... and interpolated, linearly
+in n and in log v. Prompts come in Poisson numbers to a step; two lengths with the right three moments stand for all.
+
+Saturation. A full engine of L places completes L/out requests per step and prefills as many, so 1/capacity =
+out D(L)/L + x(L/out prompts per step); where the token budget is short, L is what leaves room for the prompts:
+L (1 + in/out) = budget. Of the KV cache a request holds what it has read and half of what it will write.
+
+Batch. A birth-death chain over the sequences in decode: each lasts out * S(n), S = D plus the prefills met. Arrivals of
+peakedness z come at rate (lambda + (z-1) mu(n))/z: many at work tell of a burst. The mean rate is lambda whatever mu
+is, so Little's law holds; it is the negative binomial in an infinite-server queue (Wilkinson's fit of peaked traffic)
+and exact for one processor-sharing server with geometric bursts. z = 1 + (c2-1) E[min(T, T')]/E[T] (Eick, Massey and
+Whitt). With fewest-outstanding dispatch over R replicas one of them sees an R-th of the variance of the whole stream
+(state-space collapse of join-the-shortest-queue), plus what ties leave over (fitted: 0.15 of the mean).
+
+First token. Prompts that arrive during a step start together with the next. In steps S' = D + x * (arrivals in S), with
+x of mean rho/lambda, a wait has three parts: the rest of the step found, S/2; the work found, M/G/1 with the steps that
+full budgets take included (Pollaczek-Khinchine; for bursts GI/M/1 with gamma gaps, scaled by (c2 + scv)/(c2 + 1)); and
+what joins the same step, in which nobody is first. Shared steps (share gamma) make the last part S rho and rho/(1+rho)
+of the work found.
+
+Decode. out steps of the length found, averaged over the request's time, plus prefills met: rho/(1-rho) of the decode
+steps, and again rho' of what has queued behind the own prompt, rho' without what prompts share: a compound Poisson busy
+period, gamma by mean and variance. With R replicas the newest requests go elsewhere while a queue builds up:
+1/(1-rho') becomes 1 + rho'/(1-rho')/R, and a request meets as many prefills as an arrival finds requests in decode
+(rate conservation), fewer than there are on average.
+
+p95 is the quantile of the mixture over length cells. Searches rely on it to rise with the rate, so every sample does:
+it keeps its own random numbers while the rate moves, and each of its parts is an increasing quantile of them.
 """
 
 from __future__ import annotations
@@ -17,8 +43,10 @@ from scipy.special import gamma as gamma_function
 from scipy.stats import norm
 
 NODE_STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)  # R3 low-discrepancy sequence
-
 STEP_GRID = np.linspace(-3.5, 3.5, 29)
+WATERMARK = 0.01  # of the KV cache, kept free when a prompt is admitted
+MOST_BUSY = 0.98
+TIES = 0.15  # variance over mean of the batch that fewest-outstanding dispatch over many replicas leaves
 
 
 class Engine(Protocol):
@@ -72,98 +100,223 @@ def step_quantiles(step_s, probability):
     return np.interp(norm.cdf(STEP_GRID), mass / mass[-1], edges)
 
 
+def others(prompts: float) -> float:
+    """What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)]."""
+    return -prompts / np.expm1(-prompts) - 1
+
+
+def two_points(w, values):
+    """The two-point distribution with the same three moments (Gauss quadrature): points and shares."""
+    mean = np.sum(w * values)
+    spread = np.sqrt(np.sum(w * (values - mean) ** 2))
+    if spread <= 1e-4 * mean:
+        return np.array([mean, mean]), np.array([0.5, 0.5])
+    skew = np.sum(w * ((values - mean) / spread) ** 3)
+    low, high = (skew - np.sqrt(skew**2 + 4)) / 2, (skew + np.sqrt(skew**2 + 4)) / 2
+    return mean + spread * np.array([low, high]), np.array([high, -low]) / (high - low)
+
+
+def wait_probability(busy: float, c2: float) -> float:
+    """GI/M/1: sigma = A*(mu (1 - sigma)), A* the transform of gamma gaps; Newton from the left on a convex function."""
+    sigma = busy
+    for _ in range(60):
+        base = 1 + c2 * (1 - sigma) / busy
+        value = base ** (-1 / c2)
+        sigma -= (value - sigma) / (value / base / busy - 1)
+    return sigma
+
+
+class Tables:
+    """What depends on the engine and the lengths only."""
+
+    def __init__(self, engine: Engine, tin, tout) -> None:
+        self.grid = batch_grid(engine.max_num_seqs)
+        self.room = np.maximum(engine.max_batched_tokens - self.grid, 1.0)
+        self.tokens = 2.0 ** np.arange(0, max(np.ceil(np.log2(engine.max_batched_tokens)), 1) + 1)
+        self.step = np.array([engine.linear_s(max(m, 1), max(m, 1)) for m in range(engine.max_num_seqs + 1)])
+        self.rate = np.array(
+            [[max(engine.linear_s(g + v, g + 1) - self.step[int(g)], 0) / v for v in self.tokens] for g in self.grid]
+        )
+        self.attention_sum = np.array([engine.decode_attention_sum_s(i, o) for i, o in zip(tin, tout, strict=True)])
+        self.prefill_attention = np.array([engine.prefill_attention_s(i, 0) for i in tin])
+        self.held = np.array([engine.kv_bytes(i + o / 2) for i, o in zip(tin, tout, strict=True)])
+        self.prompt = np.array([engine.kv_bytes(i) for i in tin])
+        self.fill = np.array([engine.fill_s(min(i, engine.max_batched_tokens)) for i in tin])
+
+    def rate_at(self, j: int, v):
+        """Seconds per prompt token at grid point j in steps with v prompt tokens."""
+        return np.interp(np.log2(np.clip(v, 1, self.room[j])), np.log2(self.tokens), self.rate[j])
+
+    def on_grid(self, n: float) -> tuple[int, float]:
+        j = int(np.clip(np.searchsorted(self.grid, n, side="right") - 1, 0, len(self.grid) - 2))
+        return j, (n - self.grid[j]) / (self.grid[j + 1] - self.grid[j])
+
+    def rate_between(self, n: float, room: float, v):
+        """The same with n sequences, which leave `room` tokens of the budget."""
+        j, t = self.on_grid(n)
+        row = self.rate[j] + t * (self.rate[j + 1] - self.rate[j])
+        return np.interp(np.log2(np.clip(v, 1, room)), np.log2(self.tokens), row)
+
+
 def evaluate(
-    engine: Engine, tokens_in, tokens_out, share, rate_per_s: float, arrival_scv: float = 1.0, q: float = 0.95
+    engine: Engine,
+    tokens_in,
+    tokens_out,
+    share,
+    rate_per_s: float,
+    arrival_scv: float = 1.0,
+    q: float = 0.95,
+    replicas: int = 1,
 ):
-    """Latency quantile of one replica; +inf where it is unstable."""
+    """Latency quantile of one of `replicas` equal replicas, at its rate; +inf where it is unstable.
+
+    `arrival_scv` is that of the whole stream; each request goes to the replica with the fewest outstanding.
+    """
     w = np.asarray(share, float) / np.sum(share)
     tin, tout = np.asarray(tokens_in, float), np.asarray(tokens_out, float)
+    t = getattr(engine, "tables", None) or Tables(engine, tin, tout)
     mean = lambda v: float(np.sum(w * v))  # noqa: E731
-    out = mean(tout)
-    attention = mean([engine.decode_attention_sum_s(i, o) for i, o in zip(tin, tout, strict=True)]) / out
-    held = mean(tout * [engine.kv_bytes(i + o) for i, o in zip(tin, tout, strict=True)]) / out
-    limit = int(max(1, min(engine.max_num_seqs, np.floor(engine.kv_capacity_bytes / held))))
-
-    grid = batch_grid(engine.max_num_seqs)
-    own, chunks, extra = (np.empty((len(grid), len(tin))) for _ in range(3))
-    for j, g in enumerate(grid):
-        room = max(engine.max_batched_tokens - g, 1.0)
-        full = engine.linear_s(g + room, g)
-        for k, t in enumerate(tin):
-            c = np.ceil(t / room)
-            own[j, k] = (
-                (c - 1) * full + engine.linear_s(g + t - (c - 1) * room, g + 1) + engine.prefill_attention_s(t, 0)
-            )
-            chunks[j, k] = c
-            extra[j, k] = max(0.0, own[j, k] - c * engine.linear_s(max(g, 1), max(g, 1)))
-
+    out, prompt, budget = mean(tout), mean(tin), engine.max_batched_tokens
+    attention, prefill_attention = mean(t.attention_sum) / out, mean(t.prefill_attention)
+    held = mean(tout * t.held) / out
+    fit = ((1 - WATERMARK) * engine.kv_capacity_bytes - mean(t.prompt) / 2) / held
+    limit = int(max(1, min(engine.max_num_seqs, np.floor(fit))))
     n = np.arange(limit + 1.0)
-    step = np.array([engine.linear_s(max(m, 1), max(m, 1)) for m in n]) + n * attention
-    mean_extra = np.interp(n, grid, extra @ w)
-    along = min(out / mean(chunks[0]), limit)  # sequences decoding where one prompt follows the other
-    at_along = lambda table: np.interp(along, grid, table @ w)  # noqa: E731
-    prefill_cost = at_along(own) + at_along(chunks) * along * attention
-    decode_cost = out * step[limit] / limit + mean_extra[limit]
-    capacity = min(1 / prefill_cost, 1 / decode_cost)
-    utilization = rate_per_s / capacity
+    step = t.step[: limit + 1] + n * attention
+    sizes, size_share = two_points(w, tin)
+
+    # Saturation.
+    along = min(budget * out / (prompt + out), limit)
+
+    def shared(rate, prompts: float) -> float:
+        """Prefill of a mean request in steps with so many prompts."""
+        together = others(prompts) * prompt if prompts > 0 else 0.0
+        return float(np.sum(size_share * sizes * rate(sizes + together))) + prefill_attention
+
+    def added(rate, d: float, room: float, full: float, guess: float, passes: int) -> float:
+        """What prompts add to the mean step S = d + lambda S x(lambda S), x the prefill of a mean request.
+
+        What grows with the prompts is solved for at once, the rest iterated from a guess.
+        """
+        grows = min(lam * full * prompt / room, MOST_BUSY)
+        for _ in range(passes):
+            together = min(lam * (d + guess), room / prompt)
+            rest = together * (shared(rate, together) - full * prompt / room)
+            guess = max((rest + grows * d) / (1 - grows), 0)
+        return guess
+
+    step_along, room_along = np.interp(along, n, step), max(budget - along, 1)
+    rate_along = lambda v: t.rate_between(along, room_along, v)  # noqa: E731
+    lam = rate_per_s
+    cost = out * step_along / along + shared(rate_along, along / out)
+    capacity = 1 / cost
+    utilization = lam / capacity
     inf = Result(np.inf, capacity, utilization, limit, *(np.full(len(tin), np.inf),) * 2, w)
     if utilization >= 0.999:
         return inf
 
-    lam, c2 = rate_per_s, max(arrival_scv, 1.0)
-    z = 1 + (c2 - 1) / 2
-    mu = n * (1 - np.minimum(lam * mean_extra, 0.999)) / (out * step)
-    rho = lam / mu[limit]
-    ratio = rho ** (1 / z)
-    logp = np.r_[0, np.cumsum(np.log(lam / mu[1:]))] / z
-    p = np.exp(logp - logp.max())
-    tail = p[limit] * ratio / (1 - ratio)
+    # Bursts: of one replica's share of the stream, and of its batch.
+    c2 = max(arrival_scv, 1.0)
+    own_c2 = c2 / replicas
+    damped, bursty = min(own_c2, 1.0), max(own_c2, 1.0)
+    order = np.argsort(tout, kind="stable")
+    above = 1 - np.cumsum(w[order])
+    overlap = float(np.sum(w[order] * tout[order] * (2 * above + w[order]))) / out
+    z = (1 + (c2 - 1) * overlap) / replicas + (1 - 1 / replicas) * TIES
+    area = tout * (t.held if fit < engine.max_num_seqs else 1)
+    slot_z = (c2 + mean(area**2) / mean(area) ** 2 - 1) / 2 / replicas
+
+    # The chain.
+    full_work = tin * (t.rate_at(0, budget) + t.step[1] / budget) + t.prefill_attention
+    work_scv = mean(full_work**2) / mean(full_work) ** 2
+    extra = np.empty(len(t.grid))
+    prompts = np.empty(len(t.grid))
+    for j, g in enumerate(t.grid):
+        d, room = t.step[int(g)] + g * attention, t.room[j]
+        rate = lambda v: t.rate_at(j, v)  # noqa: B023, E731
+        full = room * t.rate_at(j, room) + room / prompt * prefill_attention
+        grows = min(lam * full * prompt / room, MOST_BUSY)
+        guess = prompts[j - 1] if j else d * grows / (1 - grows)
+        prompts[j] = added(rate, d, room, full, guess, 1 if j else 4)
+        rho = min(prompts[j] / (d + prompts[j]), MOST_BUSY)
+        x = rho / lam
+        y = x + d * prompt / room
+        busy, sharing = min(lam * y, MOST_BUSY), 1 / (1 + x / full)
+        found = lam * work_scv * y**2 / 2 * (1 + busy / (1 - busy) * damped)
+        behind = found * (1 - 0.5 * sharing / (0.5 + rho)) * (1 + sharing * rho / (1 + rho))
+        behind *= (bursty + work_scv - 1) / work_scv
+        behind += x + d * max(1, prompt / room)
+        again = min(lam * min(x, full * prompt / room), MOST_BUSY)
+        met = rho / (1 - rho) * d + again * (1 + again / (1 - again) * damped) * behind / out
+        extra[j] = met * full / (met + full)
+    mu = n / (out * (step + np.interp(n, t.grid, extra)))
+    top = max(mu[limit], capacity)
+    births = lambda mu: np.maximum(lam + (z - 1) * mu, 1e-9 * lam) / z  # noqa: E731
+    ratio = births(mu[:-1]) / np.r_[mu[1:-1], top]
+    p = np.r_[0, np.cumsum(np.log(ratio))]
+    p = np.exp(p - p.max())
+    beyond = births(top) / top
+    tail = p[limit] * beyond / (1 - beyond)
     p, tail = p / (p.sum() + tail), tail / (p.sum() + tail)
     running = float((p * n).sum() + tail * limit)
-    pace = running / (float((p * mu).sum() + tail * mu[limit]) * out)
-    seen = p[:-1].copy()  # an arrival that finds n - 1 sequences decodes in steps of n
-    seen[-1] += p[limit] + tail
+    seen = p[:-1] * births(mu[:-1])
+    blocked = (p[limit] + tail) * births(top)
+    found_running = float((seen * n[:-1]).sum() + blocked * limit) / (seen.sum() + blocked)
+    p_full = blocked / (seen.sum() + blocked)
+    seen[-1] += blocked
     seen /= seen.sum()
     mean_step, step_at = float(seen @ step[1:]), step_quantiles(step[1:], seen)
-    p_full = float(tail + p[limit])
 
-    met = min(running, along)
-    at = lambda table: np.array([np.interp(met, grid, table[:, k]) for k in range(len(tin))])  # noqa: E731
-    c_now = at(chunks)
-    pre, x = at(own) + c_now * met * attention, at(extra)
-    m1, m2, m3 = mean(pre), mean(pre**2), mean(pre**3)
-    busy, busy_x = lam * m1, lam * mean(x)
-    scv = m2 / m1**2 - 1
-    base_wait = lam * m2 / 2 / (1 - busy)
-    wait_mean, p_wait = base_wait, busy
-    if c2 > 1:  # Kraemer-Langenbach-Belz
-        wait_mean = busy * m1 * (c2 + scv) / 2 / (1 - busy) * np.exp(-(1 - busy) * (c2 - 1) / (c2 + 4 * scv))
-        p_wait = busy + (c2 - 1) * busy * (1 - busy) * 4 * busy / (c2 + busy**2 * (4 * c2 + scv))
-        p_wait = min(p_wait, 1.0)
-    wait_second = (2 * base_wait**2 + lam * m3 / 3 / (1 - busy)) * (wait_mean / base_wait) ** 2
-    m = wait_mean / p_wait
-    a = weibull_exponent(float(np.clip(wait_second / p_wait / m**2 - 1, 0.05, 8.0)))
+    # First token.
+    met_n = min(running, along)
+    room = max(budget - met_n, 1)
+    d = float(np.interp(met_n, n, step))
+    packing = lambda v: min(v, room / prompt)  # noqa: E731
+    rates = lambda v: t.rate_between(met_n, room, v)  # noqa: E731
+    full = room * float(rates(room)) + room / prompt * prefill_attention
+    stretch = added(rates, d, room, full, np.interp(met_n, t.grid, prompts), 2)
+    rho = min(stretch / (d + stretch), MOST_BUSY)
+    x = rho / lam
+    marginal = min(x, full * prompt / room)
+    again = lam * marginal
+    together = others(packing(lam * (d / (1 - rho) + lam * work_scv * marginal**2 / (1 - again**2))))
+    work = tin * rates(tin + together * prompt) + t.prefill_attention
+    full_work = work + d / room * tin
+    x1, x2 = mean(work), mean(work**2)
+    y1, y2, y3 = mean(full_work), mean(full_work**2), mean(full_work**3)
+    busy = min(lam * y1, max(utilization, again))
+    sigma = wait_probability(busy, bursty)
+    scv = y2 / y1**2 - 1
+    found = lam * y2 / 2 * (1 + busy / (1 - busy) * damped)
+    found *= sigma / (1 - sigma) * (1 - busy) / busy * (bursty + scv) / (bursty + 1) * 2 / (1 + scv)
+    sharing = 1 / (1 + x1 / full)
+    queued = found * (1 + sharing * sigma / (1 + sigma))
+    step_met = d / (1 - rho)
+    rest = step_met * ((1 - p[0]) / 2 + sharing * rho)
+    a = weibull_exponent(float(np.clip(2 * busy - 1 + 4 / 3 * (1 - busy) * y1 * y3 / y2**2, 0.05, 8.0)))
+    own = tin * rates(tin) + t.prefill_attention + d * np.ceil(tin / room)
 
+    # Samples.
     nodes = nodes_per_cell(len(tin))
     i = np.arange(len(tin) * nodes)
     u = (i[None] * np.array(NODE_STEPS)[:, None] + 0.5) % 1
     exponential = -np.log1p(-u[:2])
     gauss = norm.ppf(u[2])
     k = i // nodes
-    wait = m * np.maximum(exponential[0] + np.log(p_wait), 0) ** a / gamma_function(1 + a)
-    slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * z / (mu[limit] * (1 - rho))
-    fill = np.array([engine.fill_s(min(t, engine.max_batched_tokens)) for t in tin])  # later chunks follow in step
-    first = wait + pre[k] + fill[k]
-    # Decode time is steps, at the length found and averaged over the request, plus the prefills of others: as many as
-    # arrive meanwhile, each delaying the steps further.
+    wait = queued / sigma * np.maximum(exponential[0] + np.log(sigma), 0) ** a / gamma_function(1 + a)
+    slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * slot_z / (top - lam)
+    first = rest + wait + own[k] + t.fill[k]
+    found_share = min(found_running / running, 1.0)
+    stretch = 1 + found_share * rho / (1 - rho)
     y = tout * out / mean(tout**2)  # decode time over the relaxation time of the batch
     averaging = np.sqrt(2 * (y - 1 + np.exp(-y)) / y**2)
-    steps = tout[k] * (mean_step + averaging[k] * (np.interp(gauss, STEP_GRID, step_at) - mean_step))
-    x1, var_x = mean(x), mean(x**2) - mean(x) ** 2
-    added = np.maximum(lam * x1 / (1 - busy_x) * (tout[k] * mean_step + first), 1e-300)
-    v = 1.5 * (var_x + c2 * x1**2) / max(x1, 1e-300) / (1 - busy_x) ** 1.5 / added
+    steps = tout[k] * (mean_step + averaging[k] * (np.interp(gauss, STEP_GRID, step_at) - mean_step) * stretch)
+    amplified = 1 + again / (1 - again) * damped
+    behind = first - 0.5 * sharing / (0.5 + rho) * wait
+    added = np.maximum(found_share * (rho / (1 - rho) * mean_step * tout[k] + again * amplified * behind), 1e-300)
+    v = (x2 + (own_c2 - 1) * marginal**2) / x1 * amplified**2 / added
     noisy = steps + added * np.maximum(1 - v / 9 + gauss * np.sqrt(v) / 3, 0) ** 3
-    slowest = np.maximum(1.1 * m1 / mean(c_now), pace)  # every step carries a chunk
+    slowest = max(d + full, step[limit])
     noisy = np.minimum(np.maximum(noisy, 0.9 * step[min(1, limit)] * tout[k]), slowest * tout[k])
     latency = slot + first + noisy
     weight = (w / nodes)[k]
@@ -171,4 +324,72 @@ def evaluate(
     cut = np.searchsorted(np.cumsum(weight[order]), q - 1e-12)
     return Result(
         float(latency[order][min(cut, len(order) - 1)]), capacity, utilization, limit, latency, slot + first, weight
+    )
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    ttft_s: float
+    tpot_s: float
+    running: float
+    throughput_per_s: float
+
+
+def closed_loop(engine: Engine, tokens_in, tokens_out, share, concurrency: int, rounds: int = 10) -> ClosedLoop:
+    """Means over `rounds` requests of each of `concurrency` clients that start together, by mean-value analysis.
+
+    In a cycle every one of the L requests that fit prefills once: whoever decodes meets the others' prompts. Requests
+    that were prefilled in one step end and return together. Outputs of unequal length pull such groups apart, by
+    sqrt(12 k var) steps after k rounds, until they are spread over the whole cycle; and where a step takes less than a
+    prompt they wait for one another, most when they are half apart. A prompt that is cut takes another step. The
+    first round waits for one another's prompts alone, and the last meets half of them.
+    """
+    w = np.asarray(share, float) / np.sum(share)
+    tin, tout = np.asarray(tokens_in, float), np.asarray(tokens_out, float)
+    t = getattr(engine, "tables", None) or Tables(engine, tin, tout)
+    mean = lambda v: float(np.sum(w * v))  # noqa: E731
+    out, prompt, budget = mean(tout), mean(tin), engine.max_batched_tokens
+    attention, prefill_attention = mean(t.attention_sum) / out, mean(t.prefill_attention)
+    fit = ((1 - WATERMARK) * engine.kv_capacity_bytes - mean(t.prompt) / 2) / (mean(tout * t.held) / out)
+    limit = int(max(1, min(engine.max_num_seqs, np.floor(fit))))
+    n = np.arange(limit + 1.0)
+    step = t.step[: limit + 1] + n * attention
+    places = min(concurrency, limit)
+    further = max(out - 1, 0.0)
+    variance = max(mean(tout**2) - out**2, 0.0)
+    decoding = places * further / out
+    for _ in range(20):
+        others = decoding * (places - 1) / places
+        room = max(budget - others, 1.0)
+        most = min(room / prompt, places)  # prompts to a step
+        chunks = max(1.0, np.ceil(prompt / room))
+        group = max(most, 1.0)
+        cut = 1 / group if 1 <= most < places else 0.0  # of a full step's prompts, goes on in the next
+        own = lambda g: g * (prompt * float(t.rate_between(others, room, g * prompt)) + prefill_attention)  # noqa: B023, E731
+        pace, beside = np.interp(decoding, n, step), np.interp(others, n, step)
+        full = own(group)
+        steps_apart = places / min(group, most)
+        ttft = tpot = 0.0
+        for k in range(1, rounds):
+            window = min(max(steps_apart, further + chunks), steps_apart + np.sqrt(12 * k * variance))
+            here = min(1 + (places - 1) / window, group)
+            crowd = min(places * chunks / window, 1.0) if most < 1 else 0.0
+            met = max(places - here, 0.0) * own(here) / here
+            each = min(pace + met / max(further, 1.0), pace + full / chunks)
+            first = (chunks * beside + own(here)) * (1 + cut * (here / group) ** 2) + (
+                chunks * beside + own(1.0)
+            ) * crowd * (1 - crowd) / 2
+            ttft += max(first, places / group * full + steps_apart * pace - further * each) / (rounds - 1)
+            tpot += each / (rounds - 1)
+        cycle = ttft + further * tpot
+        decoding = (decoding + places * further * tpot / cycle) / 2
+    pace_before = np.interp(decoding / 2, n, step)
+    queue = concurrency / places - 1  # cycles that those wait who do not fit
+    start = (places / group + 1) / 2 * (chunks * pace_before + full) + queue / 2 * cycle
+    steady = ttft + queue * cycle
+    return ClosedLoop(
+        ttft_s=steady + (start - steady) / rounds + mean(t.fill),
+        tpot_s=tpot - (tpot - pace) / 2 / rounds,
+        running=decoding,
+        throughput_per_s=places / cycle,
     )
