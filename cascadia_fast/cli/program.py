@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cascadia_fast.cli import plan
+from cascadia_fast.cli import calibrate, plan
 from cascadia_fast.cli.outcome import BAD_INPUT_OR_NO_PLAN, BROKEN_PIPE, INTERRUPTED, discard_stdout, say
 
 NAME = "cascadia-fast"
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan.plan)
+app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,7 +55,8 @@ def run() -> int:
         code = app(prog_name=NAME, standalone_mode=False)
     except _UsageError as error:
         text = error.format_message() if hasattr(error, "format_message") else str(error)
-        say(f"error: {' '.join(text.split()).rstrip('.')}; see {NAME} plan --help")
+        context = getattr(error, "ctx", None)
+        say(f"error: {' '.join(text.split()).rstrip('.')}; see {context.command_path if context else NAME} --help")
         code = BAD_INPUT_OR_NO_PLAN
     except typer.Abort:
         code = INTERRUPTED

@@ -1,0 +1,178 @@
+"""Times to first token and per output token of engines under a fixed number of clients: how benchmarks measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cascadia_fast import _core, catalog
+from cascadia_fast.measurement_rows import Measurement
+from cascadia_fast.profile import Profile, Status
+
+__all__ = ["Prediction", "Runs", "predict"]
+
+# Benchmarks raise the engine's own limits above the number of clients.
+_MAX_NUM_SEQS = 2048
+# Benchmark clients send about ten requests each, of lengths drawn within some 10 % of the stated ones: clients that
+# started together drift apart. Of equal lengths they would stay together, and their prompts meet in every round.
+_ROUNDS = 10
+_SPREAD = np.linspace(0.9, 1.1, 5)
+_REMEMBERED = 32  # predictions per setup: a gradient changes one number at a time, and most setups do not depend on it
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predicted mean times of some runs, NaN where there is a reason against one.
+
+    Parameters
+    ----------
+    ttft_s, tpot_s
+        Shape (rows,).
+    reasons
+        Per row, why it has no prediction, or None.
+    """
+
+    ttft_s: Vector
+    tpot_s: Vector
+    reasons: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class _Setup:
+    """Runs that differ in concurrency only; `engine` makes their engine from its efficiencies."""
+
+    weights: str
+    kv: str
+    engine_name: str
+    engine: Callable[[_core.Efficiency], _core.Replica]
+    tokens_in: float
+    tokens_out: float
+    concurrency: Vector
+    rows: NDArray[np.intp]
+    remembered: dict[tuple[float, ...], tuple[Vector, Vector]]
+
+
+class Runs:
+    """Runs of a benchmark, made ready for any number of predictions.
+
+    Parameters
+    ----------
+    rows
+        The runs; their measured times are not looked at.
+    """
+
+    def __init__(self, rows: Sequence[Measurement]) -> None:
+        self._rows = tuple(rows)
+        places: dict[Measurement, list[int]] = {}
+        for place, row in enumerate(self._rows):
+            key = dataclasses.replace(row, source="", engine_version=None, concurrency=1.0, ttft_s=None, tpot_s=None)
+            places.setdefault(key, []).append(place)
+        self._reasons: list[str | None] = [None] * len(self._rows)
+        self._setups: list[_Setup] = []
+        probe = _core.Efficiency(**Profile.kernels().efficiency("bf16", "bf16", "vllm"))
+        for key, inside in places.items():
+            setup = _setup(key, np.array(inside), np.array([self._rows[place].concurrency for place in inside]))
+            reason = _objection(setup, probe, key)
+            if reason is None:
+                self._setups.append(setup)
+            else:
+                for place in inside:
+                    self._reasons[place] = reason
+
+    def predict(self, profile: Profile) -> Prediction:
+        """Return the predicted times of every run."""
+        ttft_s, tpot_s = np.full(len(self._rows), np.nan), np.full(len(self._rows), np.nan)
+        for setup in self._setups:
+            numbers = profile.efficiency(setup.weights, setup.kv, setup.engine_name)
+            key = tuple(numbers.values())
+            found = setup.remembered.get(key)
+            if found is None:
+                found = _closed_loop(setup, setup.engine(_core.Efficiency(**numbers)))
+                if len(setup.remembered) >= _REMEMBERED:
+                    del setup.remembered[next(iter(setup.remembered))]
+                setup.remembered[key] = found
+            ttft_s[setup.rows], tpot_s[setup.rows] = found
+        return Prediction(ttft_s, tpot_s, tuple(self._reasons))
+
+    def statuses(self, profile: Profile) -> tuple[Status | None, ...]:
+        """Return how far each prediction can be trusted, or None where there is none."""
+        return tuple(
+            _status(row, profile) if reason is None else None
+            for row, reason in zip(self._rows, self._reasons, strict=True)
+        )
+
+
+def predict(rows: Sequence[Measurement], profile: Profile) -> Prediction:
+    """Return the predicted mean times to first token and per output token of every run."""
+    return Runs(rows).predict(profile)
+
+
+def _setup(row: Measurement, rows: NDArray[np.intp], concurrency: Vector) -> _Setup:
+    spec = catalog.gpu(row.gpu)
+    limits = _core.EngineLimits(max_num_seqs=_MAX_NUM_SEQS, gpus_per_node=spec.gpus_per_node)
+    architecture = _core.Architecture(**dataclasses.asdict(catalog.model(row.model).architecture))
+    precision = _core.Precision(weights=row.weights, kv=row.kv)
+    gpu = _core.Gpu(
+        memory_bytes=spec.memory_bytes,
+        bandwidth_bytes_per_s=spec.bandwidth_bytes_per_s,
+        bf16_flops_per_s=spec.bf16_flops_per_s,
+        fp8_flops_per_s=spec.fp8_flops_per_s,
+        int8_ops_per_s=spec.int8_ops_per_s,
+        link_bytes_per_s=spec.link_bytes_per_s,
+        internode_bytes_per_s=spec.internode_bytes_per_s,
+    )
+
+    def engine(efficiency: _core.Efficiency) -> _core.Replica:
+        return _core.Replica(
+            architecture=architecture,
+            precision=precision,
+            gpu=gpu,
+            efficiency=efficiency,
+            shape=_shape(row),
+            limits=limits,
+        )
+
+    return _Setup(
+        row.weights, row.kv, row.engine, engine, row.tokens_in, row.tokens_out, concurrency, rows, remembered={}
+    )
+
+
+def _shape(row: Measurement) -> _core.Shape:
+    return _core.Shape(row.tp, row.pp, row.attention_dp, row.ep)
+
+
+def _objection(setup: _Setup, probe: _core.Efficiency, row: Measurement) -> str | None:
+    """Why these runs cannot be predicted, if they cannot."""
+    try:
+        engine = setup.engine(probe)
+    except ValueError as error:
+        return str(error)
+    gpus = f"{engine.shape.gpus} {row.gpu}"
+    if engine.kv_capacity_bytes <= 0:
+        return f"the {row.weights} weights of {row.model} do not fit {gpus}"
+    if engine.kv_capacity_bytes < engine.kv_bytes(row.tokens_in + row.tokens_out * _SPREAD[-1]):
+        return f"beside its {row.weights} weights on {gpus}, {row.model} has no room for the KV cache of one request"
+    return None
+
+
+def _status(row: Measurement, profile: Profile) -> Status:
+    architecture = catalog.model(row.model).architecture
+    return profile.status(row.gpu, row.engine, row.weights, architecture, _shape(row), row.concurrency)
+
+
+def _closed_loop(setup: _Setup, engine: _core.Replica) -> tuple[Vector, Vector]:
+    ttft_s, tpot_s, _, _ = _core.closed_loop(
+        replica=engine,
+        tokens_in=np.full(len(_SPREAD), setup.tokens_in),
+        tokens_out=setup.tokens_out * _SPREAD,
+        share=np.full(len(_SPREAD), 1 / len(_SPREAD)),
+        concurrency=np.maximum(setup.concurrency, 1.0),
+        rounds=_ROUNDS,
+    )
+    return ttft_s, tpot_s
