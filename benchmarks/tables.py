@@ -1,6 +1,8 @@
-"""Generates what the README prints, between markers: the example's plan, the floors, and the results of the benchmarks.
+"""Generates what the README prints, between markers: the example's plan, the floors, the accuracy of the latency model,
+and the results of the benchmarks.
 
-python benchmarks/tables.py                    run the benchmarks, then write all three
+python benchmarks/tables.py                    run the benchmarks, then write all of them
+python benchmarks/tables.py --load ROWS.json   also p95 under load (ROWS: benchmarks/load_accuracy.py --json)
 python benchmarks/tables.py RUN.json           write the table of a run (pytest --benchmark-json=RUN.json)
 python benchmarks/tables.py RUN.json --check   exit 1 unless the README holds exactly that table
 python benchmarks/tables.py --check            exit 1 unless the README holds these rows, whatever was measured
@@ -23,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EXAMPLE_BEGIN, EXAMPLE_END = "<!-- example:begin -->", "<!-- example:end -->"
+ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
+LOAD_BEGIN, LOAD_END = "<!-- load:begin -->", "<!-- load:end -->"
 FLOORS_BEGIN, FLOORS_END = "<!-- floors:begin -->", "<!-- floors:end -->"
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
@@ -237,6 +241,24 @@ def floors() -> str:
     return f"{FLOORS_BEGIN}\n{made.rstrip()}\n\nMade by `python benchmarks/floors.py`.\n{FLOORS_END}"
 
 
+def accuracy() -> str:
+    """Return the tables of the latency model's errors with their markers."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.accuracy", "--markdown", "-o", f"{folder}/accuracy.html"]
+        made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+    return f"{ACCURACY_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.accuracy`.\n{ACCURACY_END}"
+
+
+def load(rows: Path) -> str:
+    """Return the table of p95s under load with its markers."""
+    sys.path.append(str(ROOT))  # last: the package itself stays the installed one
+    from benchmarks.accuracy_load import brief_load_table, lines, read_answers
+    from benchmarks.accuracy_page import markdown
+
+    made = "Made by `python benchmarks/load_accuracy.py --json ROWS` and `python benchmarks/tables.py --load ROWS`."
+    return "\n".join([LOAD_BEGIN, markdown(brief_load_table(lines(read_answers(rows)))), "", made, LOAD_END])
+
+
 def split_readme(text: str, begin_mark: str = BEGIN, end_mark: str = END) -> tuple[str, str, str]:
     """Return what comes before the marked block, the block with its markers, and what comes after."""
     if text.count(begin_mark) != 1 or text.count(end_mark) != 1 or text.index(begin_mark) > text.index(end_mark):
@@ -262,6 +284,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write or check the README's table of results.")
     parser.add_argument("run", nargs="?", type=Path, help="JSON of a benchmark run; without it, run them")
     parser.add_argument("--check", action="store_true", help="only say whether the README is up to date")
+    parser.add_argument(
+        "--load", type=Path, help="rows of benchmarks/load_accuracy.py --json, for the table under load"
+    )
     arguments = parser.parse_args()
     try:
         before, table, after = split_readme(README.read_text(encoding="utf-8"))
@@ -274,9 +299,17 @@ def main() -> int:
             if arguments.run is None:
                 run_benchmarks(path)
             text = before + block(Run.read(path)) + after
-            before, _, after = split_readme(text, EXAMPLE_BEGIN, EXAMPLE_END)
-            before, _, after = split_readme(before + example() + after, FLOORS_BEGIN, FLOORS_END)
-            README.write_text(before + floors() + after, encoding="utf-8")
+            blocks = [
+                (example, EXAMPLE_BEGIN, EXAMPLE_END),
+                (floors, FLOORS_BEGIN, FLOORS_END),
+                (accuracy, ACCURACY_BEGIN, ACCURACY_END),
+            ]
+            if arguments.load is not None:
+                blocks.append((lambda: load(arguments.load), LOAD_BEGIN, LOAD_END))
+            for made, begin, end in blocks:
+                before, _, after = split_readme(text, begin, end)
+                text = before + made() + after
+            README.write_text(text, encoding="utf-8")
     except (Missing, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
