@@ -256,11 +256,11 @@ class Problem:
         name = self.fields.engine.profile
         if name is None:
             return Profile.shipped()
-        profile = Profile.read(self._files.path(name))
         try:
+            profile = Profile.read(self._files.path(name))
             profile.require(self.gpu.name, self.engine)
         except InputError as error:
-            raise InputError(f"{self.where}: engine.{error}") from None
+            raise InputError(f"{self.where}: engine.profile {name!r}: {error}") from None
         return profile
 
     def _warn_of_long_requests(self, requests: ScoredRequests) -> None:

@@ -45,6 +45,13 @@ void require_not_negative(double value, const char* field) {
   }
 }
 
+void require_at_most(int value, int most, const char* field) {
+  if (value > most) {
+    throw std::invalid_argument(std::string(field) + " is " + std::to_string(value) + ": give at most " +
+                                std::to_string(most) + ".");
+  }
+}
+
 /// Lets a method of Replica take scalars or arrays, which broadcast.
 template <typename... Args>
 auto broadcast(double (Replica::*method)(Args...) const) {
@@ -166,6 +173,8 @@ EngineLimits make_limits(int max_num_seqs, int max_batched_tokens, double memory
                                 ": give a share of the GPU memory, at most 1.");
   }
   require_above_zero(gpus_per_node, "gpus_per_node");
+  require_at_most(max_num_seqs, 1 << 16, "max_num_seqs");
+  require_at_most(max_batched_tokens, 1 << 20, "max_batched_tokens");
   return {max_num_seqs, max_batched_tokens, memory_utilization, gpus_per_node};
 }
 

@@ -47,11 +47,17 @@ struct LoadTables {
   void set_least_work(double least_held_bytes);
 };
 
-// A rate at the logarithm of the prompt tokens in a step.
-[[gnu::always_inline]] inline double rate_at(const double* row, std::size_t columns, double log2_tokens) {
+// A rate at the logarithm of the prompt tokens in a step, and how fast it changes.
+[[gnu::always_inline]] inline std::pair<double, double> rate_and_slope(const double* row, std::size_t columns,
+                                                                       double log2_tokens) {
   const int last = static_cast<int>(columns) - 2, whole = static_cast<int>(log2_tokens);
   const int m = whole < last ? whole : last;
-  return row[m] + (log2_tokens - m) * (row[m + 1] - row[m]);
+  const double slope = row[m + 1] - row[m];
+  return {row[m] + (log2_tokens - m) * slope, slope};
+}
+
+[[gnu::always_inline]] inline double rate_at(const double* row, std::size_t columns, double log2_tokens) {
+  return rate_and_slope(row, columns, log2_tokens).first;
 }
 
 }  // namespace cascadia

@@ -100,7 +100,7 @@ struct LoadModel::Bursts {
     own_scv = scv / replicas;
     damped = std::min(own_scv, 1.0);
     bursty = std::max(own_scv, 1.0);
-    chain_rise = (bursty + load.work_scv) / (1 + load.work_scv);
+    chain_rise = (bursty - 1) / (1 + load.work_scv);
     z = (1 + (scv - 1) * load.overlap) / replicas + (1 - 1 / replicas) * kTies;
     slot_z = (scv + load.place_scv) / 2 / replicas;
   }
@@ -148,27 +148,34 @@ double LoadModel::mean(const Load& load, const std::vector<double>& per_cell) co
   return dot({load.share.data(), tables_.padded}, {per_cell.data(), tables_.padded});
 }
 
-// Prefill of a mean request beyond decode steps, in steps with so many prompts.
-double LoadModel::shared_s(const Load& load, std::span<const double> rates, double log2_room, double prompts) const {
-  const double together = others(prompts) * load.tokens_in;
-  double shared = load.prefill_attention_s;
+// Prefill of a mean request beyond decode steps, in steps with so many prompts, and how fast that changes with them.
+LoadModel::Shared LoadModel::shared(const Load& load, std::span<const double> rates, double log2_room,
+                                    double prompts) const {
+  const auto [together, more] = others(prompts);
+  const double shared_tokens = together * load.tokens_in, per_log2 = std::numbers::log2e * more * load.tokens_in;
+  Shared result{load.prefill_attention_s, 0};
   for (std::size_t i = 0; i < 2; ++i) {
-    const double log2_tokens = std::min(fast_log2(std::max(load.sizes[i] + together, 1.0)), log2_room);
-    shared += load.size_tokens[i] * rate_at(rates.data(), rates.size(), log2_tokens);
+    const double tokens = std::max(load.sizes[i] + shared_tokens, 1.0), log2_tokens = fast_log2(tokens);
+    const auto [rate, slope] = rate_and_slope(rates.data(), rates.size(), std::min(log2_tokens, log2_room));
+    result.prompt_s += load.size_tokens[i] * rate;
+    result.slope_s += log2_tokens < log2_room ? load.size_tokens[i] * slope * per_log2 / tokens : 0.0;
   }
-  return shared;
+  return result;
 }
 
-// What prompts add to the mean step S = step_s + rate S x(rate S), with x the prefill of a mean request in steps with
-// so many prompts. What grows with the prompts is solved for at once; the rest is iterated from a guess.
+// What prompts add to the mean step S = step_s + p x(p), p = rate S, with x the prefill of a mean request in steps with
+// p prompts: Newton's method from a guess. p x(p) is nearly concave, so that it falls to the root from above.
 double LoadModel::added_s(const Load& load, double rate, const Batch& batch, double guess_s, int passes) const {
-  const double grows = std::min(rate * batch.last_prompt_s, kMostBusy);
+  const double least = rate * batch.step_s, most = rate * (batch.step_s + batch.full_s);
+  if (most >= batch.most_prompts) return batch.growing_s(rate);
+  double prompts = std::clamp(rate * (batch.step_s + guess_s), least, most);
   for (int pass = 0; pass < passes; ++pass) {
-    const double prompts = std::min(rate * (batch.step_s + guess_s), batch.most_prompts);
-    const double rest_s = prompts * (shared_s(load, batch.rates, batch.log2_room, prompts) - batch.last_prompt_s);
-    guess_s = std::max((rest_s + grows * batch.step_s) / (1 - grows), 0.0);
+    const auto [prompt_s, slope_s] = shared(load, batch.rates, batch.log2_room, prompts);
+    const double short_s = batch.step_s + prompts * prompt_s - prompts / rate;
+    const double falls = 1 / rate - prompt_s - prompts * slope_s;
+    prompts = falls > 0 ? std::clamp(prompts + short_s / falls, least, most) : most;
   }
-  return guess_s;
+  return prompts / rate - batch.step_s;
 }
 
 double LoadModel::step_at(const Load& load, double sequences) {
@@ -215,8 +222,8 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
   t.blend(load.along, rates);
   const double prompts = load.along / load.tokens_out;  // per step
   const double log2_room = fast_log2(std::max(t.budget - load.along, 1.0));
-  const double shared = shared_s(load, {rates.data(), t.columns}, log2_room, prompts);
-  load.capacity_per_s = 1 / (step_at(load, load.along) / prompts + shared);
+  const double prompt_s = shared(load, {rates.data(), t.columns}, log2_room, prompts).prompt_s;
+  load.capacity_per_s = 1 / (step_at(load, load.along) / prompts + prompt_s);
 }
 
 double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
@@ -235,14 +242,15 @@ double LoadModel::met_s(const Load& load, double rate, const Bursts& bursts, std
   const double decode_s =
       tables_.step_s[static_cast<std::size_t>(tables_.grid[j])] + tables_.grid[j] * load.attention_s;
   const Batch batch(load, tables_.row(j), tables_.room[j], tables_.log2_room[j], decode_s);
-  prompts_s = added_s(load, rate, batch, j == 0 ? batch.growing_s(rate) : prompts_s, j == 0 ? 4 : 1);
+  prompts_s = added_s(load, rate, batch, j == 0 ? batch.full_s : prompts_s, j == 0 ? 4 : 1);
   const double rho = std::min(prompts_s / (decode_s + prompts_s), kMostBusy), x = rho / rate;
   const double in_room = 1 / batch.most_prompts;
   const double again = std::min(rate * std::min(x, batch.last_prompt_s), kMostBusy);
   const double y = x + decode_s * in_room, busy = std::min(rate * y, kMostBusy),
                sharing = batch.full_s / (batch.full_s + x);
   const double found = rate * (1 + load.work_scv) * y * y / 2 * (1 + busy / (1 - busy) * bursts.damped);
-  double behind = found * (1 - 0.5 * sharing / (0.5 + rho)) * (1 + sharing * rho / (1 + rho)) * bursts.chain_rise;
+  const double bursty = 1 + bursts.chain_rise * std::min(1.0, (batch.last_prompt_s + decode_s * in_room) / y);
+  double behind = found * (1 - 0.5 * sharing / (0.5 + rho)) * (1 + sharing * rho / (1 + rho)) * bursty;
   behind += x + decode_s * std::max(1.0, in_room);
   const double met =
       rho / (1 - rho) * decode_s + again * (1 + again / (1 - again) * bursts.damped) * behind / load.tokens_out;
@@ -326,7 +334,7 @@ LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Burst
   // Arrivals see long steps more often.
   const double seen_s =
       step_s / (1 - rho) + rate * (1 + load.work_scv) * marginal * marginal / (1 - result.again * result.again);
-  const double together = others(std::min(rate * seen_s, steps.most_prompts)) * load.tokens_in;
+  const double together = others(std::min(rate * seen_s, steps.most_prompts)).first * load.tokens_in;
   const PrefillRow at{room, log2_room, step_s, together};
   scratch.cell.resize(3 * tables_.padded);
   double* own_s = scratch.cell.data();
@@ -336,7 +344,9 @@ LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Burst
   const double scv = work.y2 / (work.y1 * work.y1) - 1;
   const double sigma = wait_probability(busy, bursts.bursty);
   double found = rate * work.y2 / 2 * (1 + busy / (1 - busy) * bursts.damped);
-  found *= sigma / (1 - sigma) * (1 - busy) / busy * (bursts.bursty + scv) / (bursts.bursty + 1) * 2 / (1 + scv);
+  const double rise =
+      sigma / (1 - sigma) * (1 - busy) / busy * (bursts.bursty + scv) / (bursts.bursty + 1) * 2 / (1 + scv) - 1;
+  found *= 1 + rise * std::min(1.0, (marginal + step_s / steps.most_prompts) / work.y1);
   const double sharing = steps.full_s / (steps.full_s + work.x1);
   const auto [exponent, scale] = weibull(2 * busy - 1 + 4.0 / 3 * (1 - busy) * work.y1 * work.y3 / (work.y2 * work.y2));
   result.wait_probability = sigma;

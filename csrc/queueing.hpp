@@ -87,7 +87,10 @@ class LoadModel {
   struct Chain;
   struct Prefill;
   double mean(const Load& load, const std::vector<double>& per_cell) const;
-  double shared_s(const Load& load, std::span<const double> rates, double log2_room, double prompts) const;
+  struct Shared {
+    double prompt_s, slope_s;
+  };
+  Shared shared(const Load& load, std::span<const double> rates, double log2_room, double prompts) const;
   struct Batch;
   double added_s(const Load& load, double rate, const Batch& batch, double guess_s, int passes) const;
   static double step_at(const Load& load, double sequences);  // decode step, between whole numbers as well

@@ -14,8 +14,8 @@ inline constexpr double kDeviateLimit = 3.5, kDeviateSpacing = 0.25;
 inline constexpr std::size_t kDeviates = 29;
 
 // Fixed random numbers of every (node, cell) sample, node-major. Samples keep theirs while the rate moves, and each of
-// their parts is an increasing quantile of them: so samples rise with the rate, and every quantile does. The one
-// exception is small: where a larger batch makes others' prefills cheaper, p95 can dip by a fraction of a percent.
+// their parts is an increasing quantile of them: so samples rise with the rate, and every quantile does. The exception:
+// where a larger batch makes others' prefills cheaper and answers take a few steps, p95 can dip.
 struct Nodes {
   Nodes(std::size_t cells, std::size_t padded);
   std::size_t per_cell;

@@ -95,7 +95,8 @@ void Replica::set_gemms(const Architecture& a, const Precision& p, const Gpu& gp
   const double compute = e.expert_compute * width / (width + e.expert_half_width);
   const Gemm one = gemm(depth_ * a.moe_layers(), expert_parameters(a) * share, p.expert, e.expert_memory, compute);
   const double fullest = shape_.ep > 1 ? 1 + e.expert_imbalance : 1;
-  expert_read_s_ = fullest * a.experts * one.read_s;
+  expert_read_s_ = a.experts * one.read_s;
+  fullest_ = fullest;
   expert_token_s_ = fullest * a.experts_per_token * one.token_s;
   log_miss_ = std::log1p(-static_cast<double>(a.experts_per_token) / a.experts);
 }
@@ -113,12 +114,12 @@ void Replica::set_attention(const Architecture& a, const Precision& p, const Gpu
   const double prefill_s = 2.0 * heads * prefill_width / (gpu.bf16_flops_per_s * e.prefill_compute);
   const double full = depth_ * (a.layers - a.windowed_layers);
   const double windowed = depth_ * a.windowed_layers;
-  // Per micro-batch a round holds a pp-th of the sequences, and each of them passes all layers; copies of the attention
-  // share the sequences, but a prompt is the work of one of them.
-  const double decode_share = micro_batch_share_ * rank_share_;
-  decode_s_ = {full * decode_s * decode_share, windowed * decode_s * decode_share};
-  sequence_attention_s_ = depth_ * a.layers * heads * e.head_s * decode_share;
-  prefill_s_ = {full * prefill_s * micro_batch_share_, windowed * prefill_s * micro_batch_share_};
+  // Per micro-batch a round holds a pp-th of the sequences, and each of them passes all layers. Copies of the attention
+  // share sequences and prompts evenly; what a prompt alone takes longer, on one of them, is in fill_s.
+  const double share = micro_batch_share_ * rank_share_;
+  decode_s_ = {full * decode_s * share, windowed * decode_s * share};
+  sequence_attention_s_ = depth_ * a.layers * heads * e.head_s * share;
+  prefill_s_ = {full * prefill_s * share, windowed * prefill_s * share};
   // The cache is spread over the stages; counting every stage as full as the longest keeps the ratio to the capacity.
   kv_bytes_ = {full * bytes * shape_.tp, windowed * bytes * shape_.tp};
 }
@@ -187,7 +188,8 @@ double Replica::linear_s(double tokens, double sampled) const {
   double time_s = round_s_ + (tokens > sampled ? prompt_s_ : 0) + attention_(rank) + attention_sum_(rank) +
                   dense_(batch) + feed_forward_sum_(batch) + head + token_s_ * batch + sequence_s_ * sampled;
   if (expert_read_s_ > 0) {
-    const double touched = -std::expm1(batch * log_miss_);  // share of distinct experts, 1 - (1 - k/E)^tokens
+    // Share of distinct experts, 1 - (1 - k/E)^tokens; no GPU reads more than all of its own.
+    const double touched = std::min(1.0, -fullest_ * std::expm1(batch * log_miss_));
     time_s += shared_(batch) + expert_read_s_ * touched + expert_token_s_ * batch;
   }
   return time_s;
@@ -210,13 +212,14 @@ double Replica::prefill_attention_s(double tokens, double before) const {
 }
 
 double Replica::fill_s(double tokens) const {
-  if (shape_.pp == 1 || tokens <= 0) return request_s_;
+  const int apart = shape_.pp * shape_.attention_dp;  // parts of the engine that a prompt does not occupy at once
+  if (apart == 1 || tokens <= 0) return request_s_;
   // Arithmetic only: linear, hence monotone; a chunk too short to be bound by arithmetic waits for next to nothing.
-  const double per_token_s = attention_.token_s * rank_share_ + dense_.token_s + shared_.token_s + expert_token_s_ +
-                             token_s_ + attention_sum_.count * attention_sum_.bulk_s * rank_share_ +
-                             feed_forward_sum_.count * feed_forward_sum_.bulk_s;
-  return request_s_ + (1.0 - micro_batch_share_) * per_token_s * tokens +
-         (shape_.pp - 1) * prefill_attention_s(tokens, 0);
+  const double rank_s = attention_.token_s + attention_sum_.count * attention_sum_.bulk_s;
+  const double group_s = dense_.token_s + shared_.token_s + expert_token_s_ + token_s_ +
+                         feed_forward_sum_.count * feed_forward_sum_.bulk_s;
+  const double alone_s = (1.0 - micro_batch_share_ * rank_share_) * rank_s + (1.0 - micro_batch_share_) * group_s;
+  return request_s_ + alone_s * tokens + (apart - 1) * prefill_attention_s(tokens, 0);
 }
 
 double Replica::step_s(double sequences, double context_per_sequence, double prompt_tokens,

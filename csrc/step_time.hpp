@@ -30,7 +30,7 @@ class Replica {
   /// Attention of a prompt chunk of `tokens` tokens that follows `before` tokens of the same prompt.
   double prefill_attention_s(double tokens, double before) const;
   /// What a request's first token takes beyond its rounds: the front end and, for a last prompt chunk of `tokens`
-  /// tokens, crossing the stages of a pipeline one after another.
+  /// tokens, crossing the stages of a pipeline one after another and occupying one copy of the attention only.
   double fill_s(double tokens) const;
   /// One round of `sequences` decoding sequences with equal context and one prompt chunk.
   double step_s(double sequences, double context_per_sequence, double prompt_tokens, double prompt_before) const;
@@ -88,6 +88,7 @@ class Replica {
   double expert_read_s_ = 0;  // if every expert were read
   double expert_token_s_ = 0;
   double log_miss_ = 0;  // log of the chance that a token passes an expert by
+  double fullest_ = 1;   // load of the fullest GPU over the mean, under expert parallelism
   AllReduce attention_sum_;
   AllReduce feed_forward_sum_;
   double round_s_ = 0;     // overheads and hop latencies

@@ -56,9 +56,10 @@ std::pair<double, double> weibull(double scv) {
           table.scale[i] + t * (table.scale[i + 1] - table.scale[i])};
 }
 
-double others(double prompts) {
-  if (prompts < 1e-2) return prompts / 2 + prompts * prompts / 12;
-  return prompts / (1 - fast_exp2(-std::min(prompts, 500.0) * std::numbers::log2e)) - 1;
+std::pair<double, double> others(double prompts) {
+  if (prompts < 1e-2) return {prompts / 2 + prompts * prompts / 12, 0.5 + prompts / 6};
+  const double none = fast_exp2(-std::min(prompts, 500.0) * std::numbers::log2e), crowd = prompts / (1 - none);
+  return {crowd - 1, crowd / prompts * (1 - crowd * none)};
 }
 
 void two_points(double mean, double second, double third, std::array<double, 2>& points,

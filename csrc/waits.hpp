@@ -12,8 +12,8 @@ double wait_probability(double busy, double scv);
 // coefficient of variation.
 std::pair<double, double> weibull(double scv);
 
-// What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)].
-double others(double prompts);
+// What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)]; and de/dmean.
+std::pair<double, double> others(double prompts);
 
 // The two-point distribution with the given three moments (Gauss quadrature): points, and their shares of the mean.
 void two_points(double mean, double second, double third, std::array<double, 2>& points, std::array<double, 2>& shares);

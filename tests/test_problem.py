@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 
 from cascadia_fast.errors import CascadiaWarning, InputError, UnsupportedError
 from cascadia_fast.problem import Problem
+from cascadia_fast.profile import Profile
 from cascadia_fast.workload import Arrivals, Workload
 
 REQUESTS = """request,model,input_tokens,output_tokens,score,quality
@@ -433,3 +435,31 @@ def test_example_is_quiet_and_labelled() -> None:
     assert workload.requests.quality.mean(axis=1) == pytest.approx([55.88, 72.78, 77.75], abs=0.01)
     assert workload.arrivals.count == 19_366
     assert set(problem.input_hashes()) == {"problem.yaml", "arrivals.csv.gz", "requests.csv.gz"}
+
+
+def test_a_profile_of_ones_own_is_used_and_hashed(base_dir: Path) -> None:
+    own = dataclasses.replace(Profile.shipped(), name="own")
+    own.write(base_dir / "own.json")
+    problem = Problem.from_dict(changed("engine", {"name": "sglang", "profile": "own.json"}), base_dir)
+    assert (problem.engine, problem.profile) == ("sglang", own)
+    assert problem.input_hashes()["own.json"] == hashlib.sha256(own.to_json()).hexdigest()
+    assert Problem.from_dict(fields(), base_dir).profile == Profile.shipped()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "says"), [("a100-sxm-80gb", "not on a100-sxm-80gb"), ("h100-sxm-80gb", "not with sglang")]
+)
+def test_a_profile_for_something_else_is_an_error(base_dir: Path, gpu: str, says: str) -> None:
+    shipped = Profile.shipped()
+    vllm = tuple(group for group in shipped.measured if group.engine == "vllm")
+    dataclasses.replace(shipped, measured=vllm).write(base_dir / "own.json")
+    given = changed("engine", {"name": "sglang", "profile": "own.json"})
+    given["cluster"][0]["gpu"] = gpu
+    with pytest.raises(InputError, match=f"the problem: engine.profile 'own.json': .*{says}"):
+        _ = Problem.from_dict(given, base_dir).profile
+
+
+def test_a_missing_profile_names_its_place(base_dir: Path) -> None:
+    problem = Problem.from_dict(changed("engine", {"profile": "none.json"}), base_dir)
+    with pytest.raises(InputError, match=r"the problem: engine\.profile 'none\.json': .* cannot be read"):
+        _ = problem.profile

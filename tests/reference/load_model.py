@@ -21,7 +21,8 @@ First token. Prompts that arrive during a step start together with the next. In 
 x of mean rho/lambda, a wait has three parts: the rest of the step found, S/2; the work found, M/G/1 with the steps that
 full budgets take included (Pollaczek-Khinchine; for bursts GI/M/1 with gamma gaps, scaled by (c2 + scv)/(c2 + 1)); and
 what joins the same step, in which nobody is first. Shared steps (share gamma) make the last part S rho and rho/(1+rho)
-of the work found.
+of the work found. Prompts of one burst share steps: what bursts add to the work found is made of prompts that cost what
+they do in a full step.
 
 Decode. out steps of the length found, averaged over the request's time, plus prefills met: rho/(1-rho) of the decode
 steps, and again rho' of what has queued behind the own prompt, rho' without what prompts share: a compound Poisson busy
@@ -29,8 +30,10 @@ period, gamma by mean and variance. With R replicas the newest requests go elsew
 1/(1-rho') becomes 1 + rho'/(1-rho')/R, and a request meets as many prefills as an arrival finds requests in decode
 (rate conservation), fewer than there are on average.
 
-p95 is the quantile of the mixture over length cells. Searches rely on it to rise with the rate, so every sample does:
-it keeps its own random numbers while the rate moves, and each of its parts is an increasing quantile of them.
+p95 is the quantile of the mixture over length cells. Searches rely on it to rise with the rate, and samples do with few
+exceptions: each keeps its random numbers while the rate moves, and each of its parts is an increasing quantile of them;
+S is solved for, as iterates of it can fall while it rises. Where answers take a few steps, cheaper prompts in a larger
+batch can make waits shorter.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ def step_quantiles(step_s, probability):
 
 def others(prompts: float) -> float:
     """What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)]."""
-    return -prompts / np.expm1(-prompts) - 1
+    return -prompts / np.expm1(-prompts) - 1 if prompts > 0 else 0.0
 
 
 def two_points(w, values):
@@ -190,20 +193,23 @@ def evaluate(
 
     def shared(rate, prompts: float) -> float:
         """Prefill of a mean request in steps with so many prompts."""
-        together = others(prompts) * prompt if prompts > 0 else 0.0
-        return float(np.sum(size_share * sizes * rate(sizes + together))) + prefill_attention
+        return float(np.sum(size_share * sizes * rate(sizes + others(prompts) * prompt))) + prefill_attention
 
     def added(rate, d: float, room: float, full: float, guess: float, passes: int) -> float:
-        """What prompts add to the mean step S = d + lambda S x(lambda S), x the prefill of a mean request.
+        """What prompts add to the mean step S = d + p x(p), p = lambda S, x the prefill of a mean request.
 
-        What grows with the prompts is solved for at once, the rest iterated from a guess.
+        Where the time of a full step brings prompts for another one, all cost what those do. Else Newton's method.
         """
         grows = min(lam * full * prompt / room, MOST_BUSY)
+        if lam * (d + full) >= room / prompt:
+            return d * grows / (1 - grows)
+        total = lambda p: p * shared(rate, p)  # noqa: E731
+        p = float(np.clip(lam * (d + guess), lam * d, lam * (d + full)))
         for _ in range(passes):
-            together = min(lam * (d + guess), room / prompt)
-            rest = together * (shared(rate, together) - full * prompt / room)
-            guess = max((rest + grows * d) / (1 - grows), 0)
-        return guess
+            slope = (total(p * (1 + 1e-6)) - total(p)) / (p * 1e-6)
+            p = p + (d + total(p) - p / lam) / (1 / lam - slope) if lam * slope < 1 else np.inf
+            p = float(np.clip(p, lam * d, lam * (d + full)))
+        return p / lam - d
 
     step_along, room_along = np.interp(along, n, step), max(budget - along, 1)
     rate_along = lambda v: t.rate_between(along, room_along, v)  # noqa: E731
@@ -235,16 +241,14 @@ def evaluate(
         d, room = t.step[int(g)] + g * attention, t.room[j]
         rate = lambda v: t.rate_at(j, v)  # noqa: B023, E731
         full = room * t.rate_at(j, room) + room / prompt * prefill_attention
-        grows = min(lam * full * prompt / room, MOST_BUSY)
-        guess = prompts[j - 1] if j else d * grows / (1 - grows)
-        prompts[j] = added(rate, d, room, full, guess, 1 if j else 4)
+        prompts[j] = added(rate, d, room, full, prompts[j - 1] if j else full, 1 if j else 4)
         rho = min(prompts[j] / (d + prompts[j]), MOST_BUSY)
         x = rho / lam
         y = x + d * prompt / room
         busy, sharing = min(lam * y, MOST_BUSY), 1 / (1 + x / full)
         found = lam * work_scv * y**2 / 2 * (1 + busy / (1 - busy) * damped)
         behind = found * (1 - 0.5 * sharing / (0.5 + rho)) * (1 + sharing * rho / (1 + rho))
-        behind *= (bursty + work_scv - 1) / work_scv
+        behind *= 1 + (bursty - 1) / work_scv * min(1, (full + d) * prompt / room / y)
         behind += x + d * max(1, prompt / room)
         again = min(lam * min(x, full * prompt / room), MOST_BUSY)
         met = rho / (1 - rho) * d + again * (1 + again / (1 - again) * damped) * behind / out
@@ -288,7 +292,8 @@ def evaluate(
     sigma = wait_probability(busy, bursty)
     scv = y2 / y1**2 - 1
     found = lam * y2 / 2 * (1 + busy / (1 - busy) * damped)
-    found *= sigma / (1 - sigma) * (1 - busy) / busy * (bursty + scv) / (bursty + 1) * 2 / (1 + scv)
+    rise = sigma / (1 - sigma) * (1 - busy) / busy * (bursty + scv) / (bursty + 1) * 2 / (1 + scv) - 1
+    found *= 1 + rise * min(1, (marginal + d * prompt / room) / y1)
     sharing = 1 / (1 + x1 / full)
     queued = found * (1 + sharing * sigma / (1 + sigma))
     step_met = d / (1 - rho)

@@ -92,7 +92,8 @@ def feed_forward_s(e: Engine, tokens: float, layer: int) -> float:
     width = s.expert_intermediate / (e.group / e.ep)
     expert = matrices * s.hidden * width
     fullest = 1 + e.eff.expert_imbalance if e.ep > 1 else 1
-    touched = s.experts / e.ep * (1 - (1 - s.experts_per_token / s.experts) ** tokens) * fullest
+    distinct = 1 - (1 - s.experts_per_token / s.experts) ** tokens
+    touched = s.experts / e.ep * min(1.0, distinct * fullest)
     visits = tokens * s.experts_per_token / e.ep * fullest
     compute = e.eff.expert_compute * width / (width + e.eff.expert_half_width)
     experts_s = 2 * visits * expert / (e.peak(e.weights) * compute)
@@ -199,7 +200,7 @@ def prefill_attention_s(e: Engine, tokens: int, before: int) -> float:
         seen = np.minimum(position, s.window) if layer < s.windowed_layers else position
         flops = 2 * float(np.sum(seen)) * width * s.heads / e.tp
         arithmetic_s += flops / (e.gpu.bf16_flops_per_s * e.eff.prefill_compute)
-    return max(arithmetic_s * e.stretch / e.pp, decode_attention_s(e, before + tokens))
+    return max(arithmetic_s * e.stretch / e.pp / e.attention_dp, decode_attention_s(e, before + tokens))
 
 
 def kv_bytes(e: Engine, context: float) -> float:
