@@ -11,6 +11,7 @@ namespace cascadia {
 namespace {
 
 constexpr double kQualitySlack = 1e-9;  // points; a mean of n scores is not exact
+constexpr double kMaxRateRatio = 1e15;   // a search for the largest rate ends here, as a multiple of the planned one
 constexpr std::size_t kAskEvery = 256;  // routings between two looks at the keyboard
 
 void stop_if(const std::function<bool()>& interrupted, std::size_t i) {
@@ -322,11 +323,11 @@ double CascadeSearch::max_rate_per_s(int gpus, double quality_floor) {
       for (std::size_t k = 0; k < shares.size(); ++k)
         if (shares[k] > 0) work += shares[k] * stages_[i]->least_gpu_s()[k];
     }
-    double hi = 1, lo = best;
-    if (work > 0)
-      hi = gpus * traffic_.max_utilization / (work * traffic_.rate_per_s);
-    else  // the bound of short prompts with short answers may say nothing
-      while (gpus_at(routing, hi) <= gpus) hi *= 2;
+    double hi = gpus * traffic_.max_utilization / (work * traffic_.rate_per_s), lo = best;
+    if (!(hi > 0 && hi < kMaxRateRatio)) {  // the bound of short prompts with short answers may say nothing
+      hi = 1;
+      while (hi < kMaxRateRatio && gpus_at(routing, hi) <= gpus) hi *= 2;
+    }
     if (!(hi > best) || gpus_at(routing, best * (1 + 1e-9)) > gpus) continue;
     while (hi - lo > 1e-9 * hi) {
       const double mid = (lo + hi) / 2;

@@ -33,7 +33,8 @@ void StageLoad::reset(const StageModel& model, std::span<const double> share, co
   shapes_.resize(model.shapes().size());
   for (Shape& shape : shapes_) {
     shape.prepared = false;
-    shape.idle_s = shape.least_work_s = -1;
+    shape.idle_s = -1;
+    shape.least_work_s = kUnknown;
     shape.least_replicas = 0;
     shape.known.clear();
   }
@@ -68,7 +69,7 @@ int StageLoad::least_replicas(int shape) {
 
 double StageLoad::least_work_s(int shape) {
   Shape& s = shapes_[static_cast<std::size_t>(shape)];
-  if (s.least_work_s < 0)
+  if (std::isnan(s.least_work_s))
     s.least_work_s = dot(share_, model_->shapes()[static_cast<std::size_t>(shape)].least_work_s());
   return s.least_work_s;
 }

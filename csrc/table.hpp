@@ -12,6 +12,7 @@
 namespace cascadia {
 
 inline constexpr double kUnreachable = std::numeric_limits<double>::infinity();
+inline constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();  // not computed yet
 
 // How a stage is deployed: `replicas` engines of one shape. shape -1: nothing runs.
 struct Choice {
@@ -76,7 +77,8 @@ class StageLoad {
   struct Shape {
     bool prepared = false;
     Load load;
-    double idle_s = -1, least_work_s = -1;      // negative: not computed
+    double idle_s = -1;                         // negative: not computed
+    double least_work_s = kUnknown;             // a bound, which may be negative
     int least_replicas = 0;                     // 0: not computed
     double last_rate_per_s = 0;                 // per replica, where the last search of this shape ended, any traffic
     std::vector<std::pair<int, double>> known;  // (replicas, p95), sorted
