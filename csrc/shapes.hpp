@@ -1,5 +1,6 @@
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "hardware.hpp"
@@ -11,8 +12,10 @@ namespace cascadia {
 /// being a power of two that divides the node.
 bool packs(int gpus, int gpus_per_node);
 
-/// Whether groups of the shape fill a node evenly, or whole nodes, and its GPUs pack; the heads must divide by tp, the
-/// experts by ep, and the group by ep.
+/// The rule that keeps engines from running in this shape, or nothing.
+std::string why_impossible(const Architecture& a, Shape shape, int gpus_per_node);
+
+/// Whether a fleet of engines in this shape can be placed: tp inside a node, and GPUs that pack.
 bool allowed(const Architecture& a, Shape shape, int gpus_per_node);
 
 /// All shapes of at most `gpus_total` GPUs that are allowed and hold the model with a useful KV cache, ordered by

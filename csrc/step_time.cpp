@@ -29,15 +29,12 @@ double peak_flops_per_s(const Gpu& gpu, WeightFormat format) {
 }
 
 Shape checked(const Architecture& a, const EngineLimits& limits, Shape shape) {
-  if (shape.tp < 1 || shape.pp < 1 || shape.attention_dp < 1 || shape.ep < 1 ||
-      !allowed(a, shape, limits.gpus_per_node)) {
-    throw std::invalid_argument(
-        "Shape tp" + std::to_string(shape.tp) + " x pp" + std::to_string(shape.pp) + " with attention_dp " +
-        std::to_string(shape.attention_dp) + " and ep " + std::to_string(shape.ep) + " is not possible with " +
-        std::to_string(a.heads) + " heads, " + std::to_string(a.layers) + " layers, " + std::to_string(a.experts) +
-        " experts and nodes of " + std::to_string(limits.gpus_per_node) +
-        " GPUs: tp must divide the heads, tp x attention_dp the node (or be whole nodes), ep both that and the "
-        "experts, and all GPUs must be whole nodes plus a power of two.");
+  const std::string why = why_impossible(a, shape, limits.gpus_per_node);
+  if (!why.empty()) {
+    const auto number = [](int value) { return std::to_string(value); };
+    throw std::invalid_argument("Shape tp" + number(shape.tp) + " x pp" + number(shape.pp) + " x attention_dp" +
+                                number(shape.attention_dp) + " with ep" + number(shape.ep) +
+                                " is not possible: " + why + ".");
   }
   return shape;
 }
