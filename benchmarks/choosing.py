@@ -5,7 +5,8 @@ length, measured in at least two shapes (tensor, expert and attention-data paral
 of clients without queueing. For a bound on the time per output token, a shape's throughput is that of a full node of
 such engines at the largest load that keeps the bound, between the measured loads by straight lines in logarithms. The
 choice is the shape with the highest *predicted* throughput; its score is its *measured* throughput over that of the
-measured best. A group's loss is the mean over its bounds.
+measured best. Where no shape is predicted to keep the bound, none is chosen and all is lost. A group's loss is the mean
+over its bounds.
 
 python benchmarks/choosing.py MEASUREMENTS.csv [--profile FILE]    prints the share of choices within 5 %
 """
@@ -30,6 +31,7 @@ NODE_GPUS = 8
 QUARTILES = (0.25, 0.5, 0.75)  # of the measured TPOTs of a group: the bounds
 WITHIN = 0.05
 LEAST_LOADS = 3
+NO_SHAPE = "none"
 
 Vector = NDArray[np.float64]
 Group = tuple[str, str, str, str, float, float]
@@ -93,8 +95,11 @@ def choices(rows: Sequence[Measurement], profile: Profile, quartiles: Sequence[f
         for bound_s in np.quantile(tpots, quartiles).tolist():
             measured = {shape: real.at(bound_s) for shape, (real, _) in curves.items()}
             expected = {shape: model.at(bound_s) for shape, (_, model) in curves.items()}
-            chosen, best = max(expected, key=expected.__getitem__), max(measured, key=measured.__getitem__)
-            found.append(Choice(group, bound_s, chosen, best, measured[chosen], measured[best]))
+            best = max(measured, key=measured.__getitem__)
+            chosen = max(expected, key=expected.__getitem__)
+            if expected[chosen] == 0:  # no shape is predicted to keep the bound, though one was measured to
+                chosen = NO_SHAPE
+            found.append(Choice(group, bound_s, chosen, best, measured.get(chosen, 0.0), measured[best]))
     return found
 
 
@@ -135,6 +140,7 @@ def main() -> None:
     found = choices(read_measurements(arguments.tables).rows, profile)
     groups = group_losses(found)
     shares = share_within(groups.values()), share_within([choice.loss for choice in found])
+    print(f"chosen by the fitted profile {profile.name!r}: ", end="")
     print(f"within {WITHIN:.0%} of the measured best: {shares[0]:.1%} of {len(groups)} groups, ", end="")
     print(f"{shares[1]:.1%} of {len(found)} choices")
     for choice in sorted(found, key=lambda choice: -choice.loss):

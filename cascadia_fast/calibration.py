@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from cascadia_fast import catalog
 from cascadia_fast.closed_loop import Prediction, Runs
 from cascadia_fast.errors import InputError
 from cascadia_fast.evaluation import errors, evaluate, measured, saturated
-from cascadia_fast.measurements import Measurement, Measurements
+from cascadia_fast.measurements import Measurement, Measurements, apart
 from cascadia_fast.profile import DIGITS, Profile, fingerprint
 from cascadia_fast.profile_fields import Group, Provenance, Residual
 
@@ -34,8 +34,9 @@ _FEW = 5.0  # one of this many runs half of that
 _STRANGE = 3.0  # on GPUs that did not make the start, priors are this much wider
 _TTFT_WEIGHT = 0.15  # a first token hangs on what no file states: the front end, the client, when prompts met
 _DOUBTED_WEIGHT = 0.3  # saturated and contradictory runs: limits and options that no file states
-_CONTRADICTION = 1.2  # runs of one setup whose TPOTs are further apart ran with different options
 _STEP = 1e-3  # of a number's logarithm, for derivatives
+_MAX_EVALUATIONS = 30
+_UNFINISHED = "The optimiser stopped at its limit of {} evaluations: the numbers may not be the best fit."
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -77,7 +78,7 @@ class Calibrated:
         models, of ``moe`` models, and of each of the ``folds``; ``ttft`` and ``tpot`` as in `evaluate`, over runs that
         neither queued nor contradict others.
     kept
-        Places of the numbers that stayed at their start, because the runs say too little about them.
+        Places of the numbers that stayed at their start, because the runs pull them too little to leave their prior.
     contradictory
         Runs whose setup was measured with very different times; they count less.
     """
@@ -100,6 +101,9 @@ def fit(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Calibrated:
     """Fit the numbers of `start` to measured runs.
+
+    Cross-validation starts from `Profile.kernels` whatever `start` is, since a profile fitted before may have seen the
+    very runs that are left out.
 
     Parameters
     ----------
@@ -125,20 +129,22 @@ def fit(
         reasons = "; ".join(sorted({reason for reason in task.reasons if reason})) or "there are none"
         raise InputError(f"none of the {len(rows)} runs can be predicted, so there is nothing to fit: {reasons}")
     progress(f"fitting to {int(task.usable.sum())} runs")
-    fitted, kept = task.fit(np.full(len(rows), True))
-    folds = cross_validate(measurements, start, by=by, progress=progress)
+    found = task.fit(np.full(len(rows), True))
+    if found.unfinished:
+        measurements = replace(measurements, notes=(*measurements.notes, _UNFINISHED.format(_MAX_EVALUATIONS)))
+    folds = cross_validate(measurements, Profile.kernels(), by=by, progress=progress)
     validation: dict[str, Any] = {kind: _fold_errors([fold for fold in folds if fold.by == kind]) for kind in by}
     profile = replace(
-        fitted,
+        found.profile,
         name=name,
         gpus=tuple(sorted({row.gpu for row in rows})),
-        measured=_groups(rows, task.runs.predict(fitted)),
+        measured=_groups(rows, task.runs.predict(found.profile), _model_names(measurements.rows)),
         provenance=Provenance(command, measurements.files, (f"Started from {start.name!r}.", *measurements.notes)),
-        errors=_residuals(rows, task.runs.predict(fitted), validation),
+        errors=_residuals(rows, task.runs.predict(found.profile), validation),
     )
     before, after = evaluate(measurements, start), evaluate(measurements, profile)
     doubted = tuple(row.source for row, said in zip(rows, task.contradictory.tolist(), strict=True) if said)
-    return Calibrated(profile, before, after, validation, kept, doubted)
+    return Calibrated(profile, before, after, validation, found.kept, doubted)
 
 
 def cross_validate(
@@ -150,7 +156,7 @@ def cross_validate(
 ) -> list[Fold]:
     """Leave out each model, each TP degree and each GPU in turn, fit to the rest, and predict what was left out.
 
-    Repeats are merged before, so that no run is predicted from its own twin.
+    Repeats are merged before, so that no run is predicted from its own twin; `start` must not have seen the runs.
     """
     rows = repeats_merged(measurements.rows)
     task = _Task(rows, start)
@@ -162,10 +168,18 @@ def cross_validate(
             left_out = np.array([other == label for other in labels])
             if not (task.usable & ~left_out).any():
                 continue
-            fitted, _ = task.fit(~left_out)
+            fitted = task.fit(~left_out).profile
             kept = [row for row, out in zip(rows, left_out.tolist(), strict=True) if out]
             folds.append(Fold(kind, label, tuple(kept), Runs(kept).predict(fitted)))
     return folds
+
+
+class _Fitted(NamedTuple):
+    """A fitted profile, the places of the numbers that stayed, and whether the optimiser ran out of evaluations."""
+
+    profile: Profile
+    kept: tuple[str, ...]
+    unfinished: bool
 
 
 class _Task:
@@ -180,8 +194,8 @@ class _Task:
         self.queued = saturated(rows)
         self.contradictory = contradictory(rows)
 
-    def fit(self, keep: Mask) -> tuple[Profile, tuple[str, ...]]:
-        """The profile that fits the kept runs, and the numbers that could not move."""
+    def fit(self, keep: Mask) -> _Fitted:
+        """The profile that fits the kept runs; numbers that these pull too little to leave their prior stay."""
         keep = keep & self.usable
         weight = self._weights(keep)
         start = self.start.numbers()
@@ -198,7 +212,7 @@ class _Task:
         names = [place for place, moving in zip(start, moves.tolist(), strict=True) if moving]
         kept = tuple(place for place in start if place not in set(names))
         if not names:
-            return self.start, kept
+            return _Fitted(self.start, kept, unfinished=False)
 
         def residuals(point: Vector) -> Vector:
             profile = self._with(start, dict(zip(names, point.tolist(), strict=True)))
@@ -207,13 +221,12 @@ class _Task:
             )
 
         least_squares = _least_squares()
-        found = least_squares(
-            residuals, origin[moves], loss="soft_l1", x_scale="jac", diff_step=_STEP, ftol=1e-3, max_nfev=30
-        ).x
+        options = {"loss": "soft_l1", "x_scale": "jac", "diff_step": _STEP, "ftol": 1e-3}
+        found = least_squares(residuals, origin[moves], max_nfev=_MAX_EVALUATIONS, **options)
         fitted = {}
-        for place, value in zip(names, np.exp(found).tolist(), strict=True):
+        for place, value in zip(names, np.exp(found.x).tolist(), strict=True):
             fitted[place] = replace(start[place], value=float(f"{value:.{DIGITS}g}"), basis="fitted")
-        return self.start.with_numbers(fitted), kept
+        return _Fitted(self.start.with_numbers(fitted), kept, unfinished=found.status == 0)
 
     def _with(self, start: Mapping[str, Any], logs: Mapping[str, float]) -> Profile:
         return self.start.with_numbers(
@@ -262,11 +275,17 @@ def _labels(rows: Sequence[Measurement], by: By) -> list[str]:
     if by == "tp":
         gpus = [row.tp * row.attention_dp * row.pp for row in rows]
         return [f"{count} GPU" if count == 1 else f"{count} GPUs" for count in gpus]
-    models = {row.model: catalog.model(row.model) for row in rows}
+    names = _model_names(rows)
+    prints = {model: fingerprint(catalog.model(model).architecture) for model in {row.model for row in rows}}
+    return [", ".join(names[prints[row.model]]) for row in rows]
+
+
+def _model_names(rows: Sequence[Measurement]) -> dict[str, tuple[str, ...]]:
+    """Catalog names of the measured models by the fingerprint of their architecture."""
     names: dict[str, set[str]] = {}
-    for model in models.values():
+    for model in map(catalog.model, {row.model for row in rows}):
         names.setdefault(fingerprint(model.architecture), set()).add(model.name)
-    return [", ".join(sorted(names[fingerprint(models[row.model].architecture)])) for row in rows]
+    return {architecture: tuple(sorted(found)) for architecture, found in names.items()}
 
 
 def _by_setup(rows: Sequence[Measurement]) -> list[list[int]]:
@@ -278,25 +297,21 @@ def _by_setup(rows: Sequence[Measurement]) -> list[list[int]]:
     return list(setups.values())
 
 
-def _apart(rows: Sequence[Measurement]) -> bool:
-    times = [row.tpot_s for row in rows if row.tpot_s is not None]
-    return bool(times) and max(times) > _CONTRADICTION * min(times)
-
-
 def contradictory(rows: Sequence[Measurement]) -> Mask:
     """Runs of setups that were measured with TPOTs far apart; shape (rows,)."""
     found = np.full(len(rows), False)
     for places in _by_setup(rows):
-        found[places] = _apart([rows[place] for place in places])
+        found[places] = apart([rows[place] for place in places])
     return found
 
 
 def repeats_merged(rows: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Each setup once, with the geometric mean of its times; contradictory runs stay as they are."""
+    """Each setup once, with the geometric mean of its times; contradictory runs stay, each time once."""
     merged: list[Measurement] = []
     for places in _by_setup(rows):
-        same = [rows[place] for place in places]
-        if _apart(same):
+        # The same run may stand under two names of its model.
+        same = list({(row.ttft_s, row.tpot_s): row for row in (rows[place] for place in reversed(places))}.values())
+        if apart(same):
             merged += same
         else:
             ttft_s, tpot_s = _mean([row.ttft_s for row in same]), _mean([row.tpot_s for row in same])
@@ -338,11 +353,13 @@ def _sound(rows: Sequence[Measurement], prediction: Prediction, keep: Mask | Non
     }
 
 
-def _groups(rows: Sequence[Measurement], prediction: Prediction) -> tuple[Group, ...]:
+def _groups(
+    rows: Sequence[Measurement], prediction: Prediction, names: Mapping[str, tuple[str, ...]]
+) -> tuple[Group, ...]:
     """What was measured, for the profile's statuses."""
     found = []
     models = _labels(rows, "model")
-    labels = [(row.gpu, row.engine, row.weights, model) for row, model in zip(rows, models, strict=True)]
+    labels = [(row.gpu, row.engine, row.precision, model) for row, model in zip(rows, models, strict=True)]
     for label in sorted(set(labels)):
         keep = np.array([other == label for other in labels]) & np.array([not reason for reason in prediction.reasons])
         inside = [row for row, kept in zip(rows, keep.tolist(), strict=True) if kept]
@@ -351,23 +368,29 @@ def _groups(rows: Sequence[Measurement], prediction: Prediction) -> tuple[Group,
         architecture = catalog.model(inside[0].model).architecture
         kind: Literal["dense", "moe", "mla"] = "moe" if architecture.experts else "dense"
         remaining = _sound(rows, prediction, keep)
-        clients = [row.concurrency for row in inside]
         found.append(
             Group(
                 gpu=label[0],
                 engine=label[1],
                 weights=label[2],
-                models=tuple(label[3].split(", ")),
+                models=names[fingerprint(architecture)],
                 architecture=fingerprint(architecture),
                 kind="mla" if architecture.kv_lora_rank else kind,
                 shapes=tuple(sorted({(row.tp, row.pp, row.attention_dp, row.ep) for row in inside})),
-                concurrency=(min(clients), max(clients)),
+                kv=tuple(sorted({row.kv for row in inside})),
+                tokens_in=_range([row.tokens_in for row in inside]),
+                tokens_out=_range([row.tokens_out for row in inside]),
+                concurrency=_range([row.concurrency for row in inside]),
                 rows=len(inside),
                 tpot_error=remaining["tpot"]["median_abs_error"],
                 ttft_error=remaining["ttft"]["median_abs_error"],
             )
         )
     return tuple(found)
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _residuals(

@@ -50,8 +50,8 @@ def calibration_text(fitted: Calibrated) -> list[Block]:
         if validation:
             kinds = {name: metrics for name, metrics in validation.items() if name != "folds"}
             lines += [
-                f"Cross-validation: errors of runs that the fit did not see, leaving out {_LEFT_OUT[by]} (without runs "
-                "that queued or contradict others)",
+                "Cross-validation: errors of runs that the fit did not see, each fit started from the kernel timings, "
+                f"leaving out {_LEFT_OUT[by]} (without runs that queued or contradict others)",
                 _metrics_table("left out", kinds | dict(validation["folds"])),
             ]
         else:
@@ -59,7 +59,7 @@ def calibration_text(fitted: Calibrated) -> list[Block]:
     if fitted.kept:
         total = len(fitted.profile.numbers())
         lines.append(
-            f"{len(fitted.kept)} of {total} numbers stay at their start, because the runs say too little about them: "
+            f"{len(fitted.kept)} of {total} numbers stay at their start, because the runs pull them too little: "
             f"{_by_section(fitted.kept)}"
         )
     return [*lines, *_unpredicted(after), *_notes(after["notes"])]

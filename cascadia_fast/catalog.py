@@ -30,6 +30,7 @@ __all__ = [
     "GpuSpec",
     "ModelSpec",
     "architecture_from_config",
+    "checkpoints_of",
     "gpu",
     "gpu_names",
     "model",
@@ -204,6 +205,12 @@ def gpu_names() -> tuple[str, ...]:
 def model_names() -> tuple[str, ...]:
     """Return the catalog names of all models, sorted."""
     return tuple(sorted(_checkpoints()))
+
+
+def checkpoints_of(name: str) -> frozenset[str]:
+    """Return the names of all checkpoints of a model: those of its catalog entry, or `name` alone when it has none."""
+    known = _index("models").get(_key(name))
+    return frozenset(_checkpoints()[known][0]["checkpoints"] if known else (name,))
 
 
 @functools.cache

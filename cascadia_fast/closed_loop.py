@@ -15,8 +15,11 @@ from cascadia_fast.profile import Profile, Status
 
 __all__ = ["Prediction", "Runs", "predict"]
 
-# Benchmarks raise the engine's own limits above the number of clients.
-_MAX_NUM_SEQS = 2048
+# Benchmarks start engines with room for all their clients: the least of these that has it. Room costs memory. Each rank
+# of attention data parallelism has the limits of a whole engine.
+_MAX_NUM_SEQS = (256, 512, 1024, 2048)
+_MAX_BATCHED_TOKENS = 8192
+_MAX_RANKS = 32  # more ranks than any measured engine, and what the limits of the native model bear
 # Benchmark clients send about ten requests each, of lengths drawn within some 10 % of the stated ones: clients that
 # started together drift apart. Of equal lengths they would stay together, and their prompts meet in every round.
 _ROUNDS = 10
@@ -69,15 +72,16 @@ class Runs:
 
     def __init__(self, rows: Sequence[Measurement]) -> None:
         self._rows = tuple(rows)
-        places: dict[Measurement, list[int]] = {}
+        places: dict[tuple[Measurement, int], list[int]] = {}
         for place, row in enumerate(self._rows):
             key = dataclasses.replace(row, source="", engine_version=None, concurrency=1.0, ttft_s=None, tpot_s=None)
-            places.setdefault(key, []).append(place)
+            places.setdefault((key, _max_num_seqs(row)), []).append(place)
         self._reasons: list[str | None] = [None] * len(self._rows)
         self._setups: list[_Setup] = []
         probe = _core.Efficiency(**Profile.kernels().efficiency("bf16", "bf16", "vllm"))
-        for key, inside in places.items():
-            setup = _setup(key, np.array(inside), np.array([self._rows[place].concurrency for place in inside]))
+        for (key, max_num_seqs), inside in places.items():
+            concurrency = np.array([self._rows[place].concurrency for place in inside])
+            setup = _setup(key, max_num_seqs, np.array(inside), concurrency)
             reason = _objection(setup, probe, key)
             if reason is None:
                 self._setups.append(setup)
@@ -88,6 +92,7 @@ class Runs:
     def predict(self, profile: Profile) -> Prediction:
         """Return the predicted times of every run."""
         ttft_s, tpot_s = np.full(len(self._rows), np.nan), np.full(len(self._rows), np.nan)
+        reasons = list(self._reasons)
         for setup in self._setups:
             numbers = profile.efficiency(setup.weights, setup.kv, setup.engine_name)
             key = tuple(numbers.values())
@@ -97,8 +102,11 @@ class Runs:
                 if len(setup.remembered) >= _REMEMBERED:
                     del setup.remembered[next(iter(setup.remembered))]
                 setup.remembered[key] = found
-            ttft_s[setup.rows], tpot_s[setup.rows] = found
-        return Prediction(ttft_s, tpot_s, tuple(self._reasons))
+            finite = np.isfinite(found).all(axis=0)
+            ttft_s[setup.rows], tpot_s[setup.rows] = np.where(finite, found, np.nan)
+            for place in setup.rows[~finite]:
+                reasons[place] = f"profile {profile.name!r} predicts no finite time"
+        return Prediction(ttft_s, tpot_s, tuple(reasons))
 
     def statuses(self, profile: Profile) -> tuple[Status | None, ...]:
         """Return how far each prediction can be trusted, or None where there is none."""
@@ -113,9 +121,13 @@ def predict(rows: Sequence[Measurement], profile: Profile) -> Prediction:
     return Runs(rows).predict(profile)
 
 
-def _setup(row: Measurement, rows: NDArray[np.intp], concurrency: Vector) -> _Setup:
+def _setup(row: Measurement, max_num_seqs: int, rows: NDArray[np.intp], concurrency: Vector) -> _Setup:
     spec = catalog.gpu(row.gpu)
-    limits = _core.EngineLimits(max_num_seqs=_MAX_NUM_SEQS, gpus_per_node=spec.gpus_per_node)
+    limits = _core.EngineLimits(
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=_MAX_BATCHED_TOKENS * _ranks(row),
+        gpus_per_node=spec.gpus_per_node,
+    )
     architecture = _core.Architecture(**dataclasses.asdict(catalog.model(row.model).architecture))
     precision = _core.Precision(weights=row.weights, kv=row.kv)
     gpu = _core.Gpu(
@@ -143,6 +155,15 @@ def _setup(row: Measurement, rows: NDArray[np.intp], concurrency: Vector) -> _Se
     )
 
 
+def _max_num_seqs(row: Measurement) -> int:
+    limits = [limit * _ranks(row) for limit in _MAX_NUM_SEQS]
+    return next((limit for limit in limits if limit >= row.concurrency), limits[-1])
+
+
+def _ranks(row: Measurement) -> int:
+    return min(row.attention_dp, _MAX_RANKS)
+
+
 def _shape(row: Measurement) -> _core.Shape:
     return _core.Shape(row.tp, row.pp, row.attention_dp, row.ep)
 
@@ -155,15 +176,36 @@ def _objection(setup: _Setup, probe: _core.Efficiency, row: Measurement) -> str 
         return str(error)
     gpus = f"{engine.shape.gpus} {row.gpu}"
     if engine.kv_capacity_bytes <= 0:
-        return f"the {row.weights} weights of {row.model} do not fit {gpus}"
-    if engine.kv_capacity_bytes < engine.kv_bytes(row.tokens_in + row.tokens_out * _SPREAD[-1]):
-        return f"beside its {row.weights} weights on {gpus}, {row.model} has no room for the KV cache of one request"
+        return f"the {row.weights} weights of {row.model} do not fit {gpus}{_missing(-engine.kv_capacity_bytes)}"
+    short_bytes = engine.kv_bytes(row.tokens_in + row.tokens_out * _SPREAD[-1]) - engine.kv_capacity_bytes
+    if short_bytes > 0:
+        held = f"beside its {row.weights} weights on {gpus}, {row.model}"
+        return f"{held} has no room for the KV cache of one request{_missing(short_bytes)}"
     return None
 
 
+def _missing(short_bytes: float) -> str:
+    return f": {short_bytes / 1e9:,.2g} GB are missing"
+
+
 def _status(row: Measurement, profile: Profile) -> Status:
-    architecture = catalog.model(row.model).architecture
-    return profile.status(row.gpu, row.engine, row.weights, architecture, _shape(row), row.concurrency)
+    model = catalog.model(row.model)
+    found = profile.status(
+        row.gpu,
+        row.engine,
+        row.weights,
+        model.architecture,
+        _shape(row),
+        model=model.name,
+        kv=row.kv,
+        tokens_in=row.tokens_in,
+        tokens_out=row.tokens_out,
+        concurrency=row.concurrency,
+    )
+    if row.precision == row.weights or found.level == "roofline":
+        return found
+    reason = f"{row.precision} has no numbers of its own; those of {row.weights} are assumed to hold"
+    return Status("transferred", reason)
 
 
 def _closed_loop(setup: _Setup, engine: _core.Replica) -> tuple[Vector, Vector]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["errors", "evaluate", "measured", "saturated"]
 # Where the first token takes longer than this share of the decoding, requests queued: for memory, or for the engine's
 # own limit on the batch, which measurement files do not state.
 _QUEUED_SHARE = 0.25
+_GROUP = ("model", "gpu", "engine", "precision")
+_LABEL = operator.attrgetter(*_GROUP)
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -30,7 +33,8 @@ def evaluate(measurements: Measurements, profile: Profile) -> dict[str, Any]:
     -------
     dict
         ``overall`` covers every run, those too that the reader had to reject; ``unsaturated`` and ``saturated`` split
-        the others, and each of ``groups`` covers one model, GPU, engine and precision. All hold ``ttft`` and ``tpot``
+        the others, and each of ``groups`` covers one model, GPU, engine and precision, the rejected runs too of which
+        these can be read. All hold ``ttft`` and ``tpot``
         with ``rows``, ``predicted``, ``median_abs_error``, ``mean_abs_error``, ``bias`` (the median) and ``spearman``;
         errors are predicted over measured minus one, and None where no row has one. ``statuses`` counts how far
         predictions can be trusted. ``unpredicted`` gives the reason of every run without a prediction,
@@ -46,17 +50,16 @@ def evaluate(measurements: Measurements, profile: Profile) -> dict[str, Any]:
         return {**_both(rows, prediction, keep), "statuses": dict(sorted(counts.items()))}
 
     queued = saturated(rows)
-    labels = [(row.model, row.gpu, row.engine, row.weights) for row in rows]
+    labels = [_LABEL(row) for row in rows]
+    refused = Counter(_LABEL(run) for run in measurements.rejected)
     groups = []
-    for label in dict.fromkeys(labels):
-        keep = np.array([other == label for other in labels])
-        named = dict(zip(("model", "gpu", "engine", "precision"), label, strict=True))
-        groups.append({**named, **over(keep)})
-    overall = over(np.full(len(rows), True))
-    for metric in ("ttft", "tpot"):
-        overall[metric]["rows"] += len(measurements.rejected)
+    for label in dict.fromkeys([*labels, *(label for label in refused if None not in label)]):
+        keep = np.array([other == label for other in labels], bool)
+        named = dict(zip(_GROUP, label, strict=True))
+        groups.append({**named, **_with_refused(over(keep), refused[label])})
+    overall = _with_refused(over(np.full(len(rows), True)), len(measurements.rejected))
     unpredicted = [(row.source, reason) for row, reason in zip(rows, prediction.reasons, strict=True) if reason]
-    unpredicted += [(refused.source, refused.reason) for refused in measurements.rejected]
+    unpredicted += [(run.source, run.reason) for run in measurements.rejected]
     return {
         "profile": profile.name,
         "files": [{"name": name, "sha256": digest} for name, digest in measurements.files],
@@ -68,8 +71,23 @@ def evaluate(measurements: Measurements, profile: Profile) -> dict[str, Any]:
         "groups": groups,
         "unpredicted": [{"source": source, "reason": reason} for source, reason in unpredicted],
         "unpredicted_reasons": dict(Counter(reason for _, reason in unpredicted).most_common()),
-        "notes": list(measurements.notes),
+        "notes": [*measurements.notes, *_seen(measurements, profile)],
     }
+
+
+def _with_refused(found: dict[str, Any], refused: int) -> dict[str, Any]:
+    """Count runs that the reader had to reject among those without a prediction."""
+    for metric in ("ttft", "tpot"):
+        found[metric]["rows"] += refused
+    return found
+
+
+def _seen(measurements: Measurements, profile: Profile) -> list[str]:
+    """A sentence if the profile was fitted to a file of these runs."""
+    fitted_to = {digest for _, digest in profile.provenance.files}
+    names = [name for name, digest in measurements.files if digest in fitted_to]
+    files = f"this file ({names[0]})" if len(names) == 1 else f"these files ({', '.join(names)})"
+    return [f"the profile was fitted to {files}: these are not errors of unseen runs"] if names else []
 
 
 def measured(rows: Sequence[Measurement]) -> tuple[Vector, Vector]:
@@ -88,8 +106,8 @@ def saturated(rows: Sequence[Measurement]) -> Mask:
 
 
 def errors(predicted_s: Vector, measured_s: Vector) -> dict[str, Any]:
-    """Return the errors of some predictions; NaN is a run without a prediction or without a measurement."""
-    both = ~(np.isnan(predicted_s) | np.isnan(measured_s))
+    """Return the errors of some predictions; runs without a finite prediction or without a measurement have none."""
+    both = np.isfinite(predicted_s) & np.isfinite(measured_s)
     error = predicted_s[both] / measured_s[both] - 1
     found = (
         {

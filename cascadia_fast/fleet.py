@@ -103,7 +103,14 @@ def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
         if shape.gpus <= most
     )
     statuses = tuple(
-        problem.profile.status(gpu_spec.name, problem.engine, stage.weights, stage.model.architecture, replica.shape)
+        problem.profile.status(
+            gpu_spec.name,
+            problem.engine,
+            stage.weights,
+            stage.model.architecture,
+            replica.shape,
+            model=stage.model.name,
+        )
         for replica in replicas
     )
     return StageFleet(replicas, statuses)

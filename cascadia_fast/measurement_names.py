@@ -37,6 +37,9 @@ _WEIGHTS = {
     "nvfp4": ("nvfp4", "fp4", "modelopt_fp4", "w4a16_nvfp4"),
 }
 _UNSAID = ("auto", "none")
+BITS = {"bf16": 16, "fp8": 8, "int8": 8, "int4": 4, "mxfp4": 4, "nvfp4": 4}
+# SGLang's name for experts in int4 beside everything else in fp8.
+MIXED = "w4afp8"
 _WEIGHTS_BY_NAME = {name: known for known, names in _WEIGHTS.items() for name in names}
 _KV = {
     "bf16": "bf16",

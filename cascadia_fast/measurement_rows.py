@@ -18,6 +18,8 @@ from cascadia_fast.catalog import GpuSpec, ModelSpec
 from cascadia_fast.errors import InputError
 from cascadia_fast.measurement_files import Run
 from cascadia_fast.measurement_names import (
+    BITS,
+    MIXED,
     Unusable,
     engine_named,
     find_model,
@@ -43,6 +45,7 @@ COUNTED_TWICE = (
 )
 FP4_THROUGHOUT = "in 4-bit floats throughout: read as int4, the nearest format this version knows"
 NATIVE_MXFP4 = "of a checkpoint that exists in mxfp4 only name another precision: read as mxfp4"
+ASSUMED_WEIGHTS = "of no stated precision: the checkpoint's own is assumed (--weights says otherwise)"
 ASSUMED_FP8_KV = "from TensorRT-LLM with 8-bit or 4-bit float weights: an fp8 KV cache is assumed (--kv says otherwise)"
 
 
@@ -66,6 +69,8 @@ class Measurement:
         ``vllm``, ``sglang`` or ``trtllm``, and its release when the file says.
     weights, kv
         Formats: ``bf16``, ``fp8``, ``int8``, ``int4`` or ``mxfp4``; ``bf16`` or ``fp8``.
+    precision
+        The format of the weights, or the file's word for it where `weights` is only the nearest one.
     tp, pp, ep, attention_dp
         Parallelism; the run used ``tp * pp * attention_dp`` GPUs, and experts are spread over `ep` of them.
     tokens_in, tokens_out
@@ -83,6 +88,7 @@ class Measurement:
     engine_version: str | None
     weights: str
     kv: str
+    precision: str
     tp: int
     pp: int
     ep: int
@@ -128,8 +134,8 @@ class RowReader:
         name, model = self._model(row.text("model"))
         gpu = self._gpu(row.text("gpu"))
         engine = engine_named(row.text("engine"))
-        remarks: list[str] = []
-        weights = _weights(row, model, remarks)
+        remarks = [f"say otherwise than --{name.replace('_', '-')}: the file counts" for name in self._overruled(run)]
+        weights, precision = _weights(row, model, remarks)
         tp, pp, ep, attention_dp = _parallelism(row, gpu, model.architecture, remarks)
         tokens_in, tokens_out = _lengths(row)
         ttft_ms, tpot_ms = row.time_ms("ttft_ms"), row.time_ms("tpot_ms", absent=tokens_out <= 1)
@@ -143,6 +149,7 @@ class RowReader:
             engine_version=row.optional_text("engine_version"),
             weights="int4" if weights == "nvfp4" else weights,
             kv=_kv(row, engine, weights, remarks),
+            precision=precision,
             tp=tp,
             pp=pp,
             ep=ep,
@@ -155,6 +162,33 @@ class RowReader:
         )
         self.remarks.update(remarks)
         return found
+
+    def labels(self, run: Run) -> dict[str, str | None]:
+        """Return model, GPU, engine and precision of a run that cannot be used, each None where it cannot be read."""
+        row = _Row({**self._defaults, **run.fields}, run)
+        ways: dict[str, Callable[[], str]] = {
+            "model": lambda: self._model(row.text("model"))[0],
+            "gpu": lambda: self._gpu(row.text("gpu")).name,
+            "engine": lambda: engine_named(row.text("engine")),
+            "precision": lambda: _weights(row, self._model(row.text("model"))[1], [])[1],
+        }
+        found: dict[str, str | None] = {}
+        for name, way in ways.items():
+            try:
+                found[name] = way()
+            except Unusable:
+                found[name] = None
+        if found["precision"] is None:
+            found["precision"] = " + ".join(dict.fromkeys(_weight_words(row).values())) or None
+        return found
+
+    def _overruled(self, run: Run) -> list[str]:
+        """Options that a run's own fields contradict."""
+        ways: dict[str, Callable[[str], str]] = {"gpu": lambda text: self._gpu(text).name, "engine": engine_named}
+        ways["model"] = lambda text: self._model(text)[0]
+        given = {name: value for name, value in self._defaults.items() if run.fields.get(name) not in (None, "")}
+        same = {name: ways.get(name, str.lower) for name in given}
+        return [name for name in given if same[name](str(run.fields[name])) != same[name](str(given[name]))]
 
     def _check_defaults(self) -> None:
         """Refuse an option that would make every run unusable."""
@@ -248,21 +282,51 @@ def _require_aggregated(row: _Row) -> None:
         raise Unusable(f"speculative decoding accepted {shown(drafted)} tokens a step; measure without it")
 
 
-def _weights(row: _Row, model: ModelSpec, remarks: list[str]) -> str:
-    """The format of the weights: the file's, an option's, the one in the checkpoint's name, or the checkpoint's own."""
-    columns = [row.run.fields.get(name) for name in ("weights", "expert_weights", "gemm_weights")]
-    said = (*columns, row.optional_text("weights"), weights_in_name(row.text("model")))
-    formats = (weights_named(str(text), row.name("weights")) for text in said if text)
-    found = next((name for name in formats if name), model.native_weights)
-    if model.native_weights == "mxfp4":
+def _weights(row: _Row, model: ModelSpec, remarks: list[str]) -> tuple[str, str]:
+    """The format of the weights, and the file's word for it where no format this version knows is that.
+
+    It is the file's, an option's, the one in the checkpoint's name, or the checkpoint's own.
+    """
+    words = _weight_words(row)
+    if not model.architecture.experts:
+        words.pop("expert_weights", None)
+    said = (*words.values(), row.optional_text("weights"), weights_in_name(row.text("model")))
+    formats = ((weights_named(text, row.name("weights")), text.lower()) for text in said if text)
+    native = model.native_weights
+    if not any(said):
+        remarks.append(ASSUMED_WEIGHTS)
+    found, word = next(((name, text) for name, text in formats if name), (native, native))
+    if native == "mxfp4":
         if found not in ("mxfp4", "nvfp4"):
             remarks.append(NATIVE_MXFP4)
-        return "mxfp4"
+        return "mxfp4", "mxfp4"
+    _require_one_format(row, words, word if model.architecture.experts else "")
     # Only the experts of an mxfp4 checkpoint are in it.
     if found == "nvfp4" or (found == "mxfp4" and not model.architecture.experts):
         remarks.append(FP4_THROUGHOUT)
-        return "nvfp4"
-    return found
+        return "nvfp4", word
+    return found, found
+
+
+def _weight_words(row: _Row) -> dict[str, str]:
+    """What the file itself says of the weights, by our names of its columns."""
+    fields = ("weights", "expert_weights", "gemm_weights")
+    return {field: str(row.run.fields[field]).strip() for field in fields if row.run.fields.get(field)}
+
+
+def _require_one_format(row: _Row, words: Mapping[str, str], word: str) -> None:
+    """Refuse dense weights and experts of different widths: one format's bytes would be counted for both."""
+    if MIXED in (word, words.get("expert_weights", "").lower()):
+        raise Unusable(f"{MIXED} keeps experts in 4 bits and the rest in 8; only one width throughout is modelled")
+    dense = "gemm_weights" if "gemm_weights" in words else "weights"
+    if dense not in words or "expert_weights" not in words:
+        return
+    known = [weights_named(words[field], row.name(field)) for field in (dense, "expert_weights")]
+    if known == ["bf16", "mxfp4"]:
+        return  # what mxfp4 means: only the experts are in it
+    if len({BITS[name] for name in known if name}) > 1:
+        columns = " and ".join(f"{row.name(field)} {shown(words[field])}" for field in (dense, "expert_weights"))
+        raise Unusable(f"mixed precision, {columns}; only one width throughout is modelled")
 
 
 def _kv(row: _Row, engine: str, weights: str, remarks: list[str]) -> str:
@@ -287,7 +351,7 @@ def _parallelism(
     said = _ID_SHAPE.search(row.optional_text("id") or "")
     squared = math.isqrt(tp * attention_dp)
     width = 0
-    if said and tp * attention_dp > int(said[1]):
+    if said and int(said[1]) < tp * attention_dp == int(said[1]) * int(said[2]):
         width, ep = int(said[1]), int(said[2])
     elif (
         not said

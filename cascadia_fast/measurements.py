@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +15,24 @@ from cascadia_fast.measurement_names import Unusable
 from cascadia_fast.measurement_rows import Measurement, RowReader, Unsaid
 from cascadia_fast.measurement_units import with_plausible_units
 
-__all__ = ["OPTIONS", "Measurement", "Measurements", "Rejected", "read_measurements"]
+__all__ = ["OPTIONS", "Measurement", "Measurements", "Rejected", "apart", "read_measurements"]
 
 # What options may say of runs whose files do not.
 OPTIONS = ("model", "gpu", "engine", "engine_version", "weights", "kv", "tp", "pp", "ep", "attention_dp")
-_SETUP = operator.attrgetter(
-    "gpu", "engine", "weights", "kv", "tp", "pp", "ep", "attention_dp", "tokens_in", "tokens_out", "concurrency"
-)
 # Repeats of one run differ by less; a flag that nobody wrote down makes more.
 _CONTRADICTION = 1.2
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A run that cannot be used, and why."""
+    """A run that cannot be used, and why; and what it was of, where that could be read."""
 
     source: str
     reason: str
+    model: str | None = None
+    gpu: str | None = None
+    engine: str | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ def read_measurements(
         files[place] = (path.name, _sha256(path))
         kept, implausible, converted = with_plausible_units(found, reader.architecture, path.name)
         rows += kept
-        rejected += refused + [Rejected(row.source, reason) for row, reason in implausible]
+        rejected += refused
+        rejected += [
+            Rejected(row.source, reason, row.model, row.gpu, row.engine, row.precision) for row, reason in implausible
+        ]
         notes += converted
     notes += [f"{_runs(count)} {remark}" for remark, count in reader.remarks.items()]
     once, said = _each_once(rows, reader)
@@ -112,9 +116,11 @@ def _read_file(path: Path, reader: RowReader, given: Mapping[str, Any]) -> tuple
         try:
             rows.append(reader.measurement(run))
         except Unusable as reason:
-            rejected.append(Rejected(run.source, str(reason)))
+            rejected.append(Rejected(run.source, str(reason), **reader.labels(run)))
             if isinstance(reason, Unsaid):
                 unsaid.append(reason)
+    if not rows and not rejected:
+        raise InputError(f"{path} holds no run; give the file of a serving benchmark that completed")
     if not rows and len(unsaid) == len(rejected):
         raise InputError(f"{path}: {unsaid[0]}")
     return rows, rejected
@@ -128,28 +134,32 @@ def _sha256(path: Path) -> str:
 def _each_once(rows: Sequence[Measurement], reader: RowReader) -> tuple[list[Measurement], list[str]]:
     """The rows without repeats, and what repeats and contradictions there are.
 
-    Two names of one architecture are one model: published tables hold the same runs under both.
+    Published tables hold the same runs under two names of one architecture: both stay, so that each name has its runs.
     """
-    names: dict[Any, str] = {}
-    once: dict[tuple[Any, ...], Measurement] = {}
-    by_setup: dict[tuple[Any, ...], list[Measurement]] = {}
+    first: dict[Measurement, Measurement] = {}
     for row in rows:
-        setup = (names.setdefault(reader.architecture(row), row.model), *_SETUP(row))
-        measured = (*setup, row.ttft_s, row.tpot_s)
-        if measured not in once:
-            once[measured] = row
-            by_setup.setdefault(setup, []).append(row)
+        first.setdefault(dataclasses.replace(row, source=""), row)
+    once = list(first.values())
+    by_setup: dict[tuple[Any, ...], list[Measurement]] = {}
+    for row in once:
+        blank = dataclasses.replace(row, source="", model="", engine_version=None, ttft_s=None, tpot_s=None)
+        by_setup.setdefault((reader.architecture(row), blank), []).append(row)
     notes = []
     if len(once) < len(rows):
         notes.append(f"{_runs(len(rows) - len(once))} repeated to the last digit; each is counted once")
-    spread = [group for group in by_setup.values() if _spread(group) > _CONTRADICTION]
+    spread = [group for group in by_setup.values() if apart(group)]
     if spread:
         worst = sorted((row for row in max(spread, key=_spread) if row.tpot_s), key=lambda row: row.tpot_s or 0.0)
         notes.append(
             f"{_runs(len(spread), 'setup')} measured with TPOTs more than {_CONTRADICTION - 1:.0%} apart, all kept: "
             f"for instance {_said(worst[0])} and {_said(worst[-1])}"
         )
-    return list(once.values()), notes
+    return once, notes
+
+
+def apart(rows: Sequence[Measurement]) -> bool:
+    """Return whether runs of one setup were measured with TPOTs so far apart that their options must have differed."""
+    return _spread(rows) > _CONTRADICTION
 
 
 def _spread(group: Sequence[Measurement]) -> float:

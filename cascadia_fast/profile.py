@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
+from cascadia_fast.catalog import checkpoints_of
 from cascadia_fast.catalog import gpu as catalog_gpu
 from cascadia_fast.errors import InputError, did_you_mean
 from cascadia_fast.plan_json import Record, replace_file
@@ -55,6 +56,7 @@ KV_FORMATS = ("bf16", "fp8")
 ENGINES = ("vllm", "sglang", "trtllm")
 DIGITS = 5  # of the numbers in a file: far finer than any of them is known
 _MAX_BYTES = 4_000_000
+_BEYOND = 2.0  # times a measured range: so far the model's terms are interpolation in practice
 
 Level = Literal["calibrated", "interpolated", "transferred", "roofline"]
 
@@ -235,9 +237,18 @@ class Profile(Record):
         weights: str,
         architecture: ArchitectureSpec,
         shape: Shape,
+        *,
+        model: str | None = None,
+        kv: str | None = None,
+        tokens_in: float | None = None,
+        tokens_out: float | None = None,
         concurrency: float | None = None,
     ) -> Status:
-        """Say how far a prediction for these can be trusted."""
+        """Say how far a prediction for these can be trusted; what is None is not looked at.
+
+        `model` is the catalog's name: models of equal sizes may still compute differently, as those do whose sparse
+        attention is approximated by dense attention.
+        """
         gpu = catalog_gpu(gpu).name
         if not self.measured:
             return Status("roofline", f"profile {self.name!r} rests on kernel timings and no serving run")
@@ -253,10 +264,12 @@ class Profile(Record):
         wanted = (shape.tp, shape.pp, shape.attention_dp, shape.ep)
         if wanted not in group.shapes:
             return Status("interpolated", f"{group.models[0]} on {setting} was measured, but not as {_words(wanted)}")
-        low, high = group.concurrency
-        if concurrency is not None and not low <= concurrency <= high:
-            reason = f"{group.models[0]} on {setting} was measured with {low:g} to {high:g} clients"
-            return Status("interpolated", f"{reason}, not with {concurrency:g}")
+        if model is not None and not checkpoints_of(model).intersection(group.models):
+            reason = f"{model} was not measured itself, only {' and '.join(group.models)} of the same sizes"
+            return Status("interpolated", f"{reason}, on {setting}")
+        beyond = _beyond(group, kv, tokens_in, tokens_out, concurrency)
+        if beyond is not None:
+            return Status("interpolated", f"beyond what was measured: {beyond} ({group.models[0]} on {setting})")
         left = "" if group.tpot_error is None else f", their TPOT met within {group.tpot_error:.1%} in the median"
         return Status("calibrated", f"{group.rows} runs of {group.models[0]} on {setting}{left}")
 
@@ -329,6 +342,23 @@ def _untransferable(measured: tuple[Group, ...], gpu: str, engine: str, weights:
         if value not in known:
             return f"nothing was measured {what} {value}; the numbers of {', '.join(sorted(known))} are assumed to hold"
     return f"{weights} was never measured on {gpu} with {engine}, only on other GPUs or with other engines"
+
+
+def _beyond(
+    group: Group, kv: str | None, tokens_in: float | None, tokens_out: float | None, concurrency: float | None
+) -> str | None:
+    """What lies more than `_BEYOND` times outside what was measured, and what that was."""
+    if kv is not None and kv not in group.kv:
+        return f"a KV cache in {kv}, measured {' and '.join(group.kv)}"
+    for value, (low, high), words in (
+        (tokens_in, group.tokens_in, "prompts of {} tokens"),
+        (tokens_out, group.tokens_out, "answers of {} tokens"),
+        (concurrency, group.concurrency, "{} clients"),
+    ):
+        if value is not None and not low / _BEYOND <= value <= high * _BEYOND:
+            measured = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+            return f"{words.format(f'{value:,.0f}')}, measured {measured}"
+    return None
 
 
 def _words(shape: tuple[int, int, int, int]) -> str:

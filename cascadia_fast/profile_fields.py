@@ -98,8 +98,10 @@ class Engine(Record):
 class Group(Record):
     """Serving runs of one architecture on one GPU type, engine and weight format.
 
-    `shapes` are (tp, pp, attention_dp, ep); `tpot_error` and `ttft_error` are medians of the absolute relative error
-    of the fitted numbers, the latter over runs that did not queue.
+    `weights` is what the runs' files call them. `models` are all measured names of the architecture. `shapes` are (tp,
+    pp, attention_dp, ep), `kv` the formats of the cache; `tokens_in`, `tokens_out` and `concurrency` are the least and
+    the most that was measured. `tpot_error` and `ttft_error` are medians of the absolute relative error of the fitted
+    numbers, the latter over runs that did not queue.
     """
 
     gpu: str
@@ -109,6 +111,9 @@ class Group(Record):
     architecture: str
     kind: Literal["dense", "moe", "mla"]
     shapes: tuple[tuple[int, int, int, int], ...]
+    kv: tuple[str, ...]
+    tokens_in: tuple[float, float]
+    tokens_out: tuple[float, float]
     concurrency: tuple[float, float]
     rows: int
     tpot_error: float | None

@@ -11,7 +11,7 @@ namespace cascadia {
 namespace {
 
 constexpr double kQualitySlack = 1e-9;  // points; a mean of n scores is not exact
-constexpr double kMaxRateRatio = 1e15;   // a search for the largest rate ends here, as a multiple of the planned one
+constexpr double kMaxRateRatio = 1e15;  // a search for the largest rate ends here, as a multiple of the planned one
 constexpr std::size_t kAskEvery = 256;  // routings between two looks at the keyboard
 
 void stop_if(const std::function<bool()>& interrupted, std::size_t i) {

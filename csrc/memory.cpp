@@ -14,13 +14,14 @@ constexpr double kFixedReserveBytes = 1.5 * 1024 * 1024 * 1024;
 constexpr double kUsefulRequests = 4;
 constexpr double kUsefulContextTokens = 4096;
 
-double reserve_bytes(const Architecture& a, const Sharding& s, const EngineLimits& limits) {
+double reserve_bytes(const Architecture& a, const Sharding& s, Shape shape, const EngineLimits& limits) {
   const double dense = 2.0 * a.dense_intermediate * s.tensor_share;
   const double routed = a.experts_per_token * (2.0 * a.expert_intermediate * s.tensor_share + a.hidden);
   const double shared = 2.0 * a.shared_intermediate * s.tensor_share;
   const double width = 4.0 * a.hidden + std::max(dense, routed + shared);
-  const double logits = static_cast<double>(limits.max_num_seqs) * a.vocab * kFp32Bytes;
-  return kFixedReserveBytes + limits.max_batched_tokens * width * kBf16Bytes + logits;
+  const double rank_share = 1.0 / shape.attention_dp;  // copies of the attention share tokens and sequences
+  const double logits = rank_share * limits.max_num_seqs * a.vocab * kFp32Bytes;
+  return kFixedReserveBytes + rank_share * limits.max_batched_tokens * width * kBf16Bytes + logits;
 }
 
 double stage_weight_bytes(const Architecture& a, const Precision& p, Shape shape, const Sharding& s) {
@@ -70,7 +71,7 @@ MemoryPlan memory_plan(const Architecture& a, const Precision& p, const Gpu& gpu
   const Sharding s = sharding(a, shape);
   MemoryPlan plan;
   plan.weight_bytes = stage_weight_bytes(a, p, shape, s);
-  plan.reserve_bytes = reserve_bytes(a, s, limits);
+  plan.reserve_bytes = reserve_bytes(a, s, shape, limits);
   plan.kv_capacity_bytes = gpu.memory_bytes * limits.memory_utilization - plan.weight_bytes - plan.reserve_bytes;
   return plan;
 }

@@ -92,6 +92,7 @@ CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double z, doub
 // How variable arrivals are at one replica, and what that does to its batch.
 struct LoadModel::Bursts {
   double own_scv, damped, bursty;  // of one replica's part of the stream; at most 1; at least 1
+  double per_prompt;               // bursts per prompt
   double chain_rise;               // of waits in the chain, by bursts
   double z, slot_z;                // peakedness of the batch, and of the queue for a place in it
 
@@ -100,6 +101,8 @@ struct LoadModel::Bursts {
     own_scv = scv / replicas;
     damped = std::min(own_scv, 1.0);
     bursty = std::max(own_scv, 1.0);
+    const double excess = (bursty - 1) / 2;
+    per_prompt = excess > 0 ? std::log1p(excess) / excess : 1.0;
     chain_rise = (bursty - 1) / (1 + load.work_scv);
     z = (1 + (scv - 1) * load.overlap) / replicas + (1 - 1 / replicas) * kTies;
     slot_z = (scv + load.place_scv) / 2 / replicas;
@@ -148,10 +151,11 @@ double LoadModel::mean(const Load& load, const std::vector<double>& per_cell) co
   return dot({load.share.data(), tables_.padded}, {per_cell.data(), tables_.padded});
 }
 
-// Prefill of a mean request beyond decode steps, in steps with so many prompts, and how fast that changes with them.
-LoadModel::Shared LoadModel::shared(const Load& load, std::span<const double> rates, double log2_room,
-                                    double prompts) const {
-  const auto [together, more] = others(prompts);
+// Prefill of a mean request beyond decode steps, in steps with so many prompts that come in so many bursts each, and
+// how fast that changes with the prompts.
+LoadModel::Shared LoadModel::shared(const Load& load, std::span<const double> rates, double log2_room, double prompts,
+                                    double bursts_per_prompt) const {
+  const auto [together, more] = others(prompts, bursts_per_prompt);
   const double shared_tokens = together * load.tokens_in, per_log2 = std::numbers::log2e * more * load.tokens_in;
   Shared result{load.prefill_attention_s, 0};
   for (std::size_t i = 0; i < 2; ++i) {
@@ -165,12 +169,13 @@ LoadModel::Shared LoadModel::shared(const Load& load, std::span<const double> ra
 
 // What prompts add to the mean step S = step_s + p x(p), p = rate S, with x the prefill of a mean request in steps with
 // p prompts: Newton's method from a guess. p x(p) is nearly concave, so that it falls to the root from above.
-double LoadModel::added_s(const Load& load, double rate, const Batch& batch, double guess_s, int passes) const {
+double LoadModel::added_s(const Load& load, double rate, double bursts_per_prompt, const Batch& batch, double guess_s,
+                          int passes) const {
   const double least = rate * batch.step_s, most = rate * (batch.step_s + batch.full_s);
   if (most >= batch.most_prompts) return batch.growing_s(rate);
   double prompts = std::clamp(rate * (batch.step_s + guess_s), least, most);
   for (int pass = 0; pass < passes; ++pass) {
-    const auto [prompt_s, slope_s] = shared(load, batch.rates, batch.log2_room, prompts);
+    const auto [prompt_s, slope_s] = shared(load, batch.rates, batch.log2_room, prompts, bursts_per_prompt);
     const double short_s = batch.step_s + prompts * prompt_s - prompts / rate;
     const double falls = 1 / rate - prompt_s - prompts * slope_s;
     prompts = falls > 0 ? std::clamp(prompts + short_s / falls, least, most) : most;
@@ -222,7 +227,7 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
   t.blend(load.along, rates);
   const double prompts = load.along / load.tokens_out;  // per step
   const double log2_room = fast_log2(std::max(t.budget - load.along, 1.0));
-  const double prompt_s = shared(load, {rates.data(), t.columns}, log2_room, prompts).prompt_s;
+  const double prompt_s = shared(load, {rates.data(), t.columns}, log2_room, prompts, 1).prompt_s;
   load.capacity_per_s = 1 / (step_at(load, load.along) / prompts + prompt_s);
 }
 
@@ -242,7 +247,7 @@ double LoadModel::met_s(const Load& load, double rate, const Bursts& bursts, std
   const double decode_s =
       tables_.step_s[static_cast<std::size_t>(tables_.grid[j])] + tables_.grid[j] * load.attention_s;
   const Batch batch(load, tables_.row(j), tables_.room[j], tables_.log2_room[j], decode_s);
-  prompts_s = added_s(load, rate, batch, j == 0 ? batch.full_s : prompts_s, j == 0 ? 4 : 1);
+  prompts_s = added_s(load, rate, bursts.per_prompt, batch, j == 0 ? batch.full_s : prompts_s, j == 0 ? 4 : 1);
   const double rho = std::min(prompts_s / (decode_s + prompts_s), kMostBusy), x = rho / rate;
   const double in_room = 1 / batch.most_prompts;
   const double again = std::min(rate * std::min(x, batch.last_prompt_s), kMostBusy);
@@ -327,14 +332,14 @@ LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Burst
   Prefill result;
   const auto [j, t] = tables_.on_grid(running);
   const double guess_s = scratch.prompts_s[j] + t * (scratch.prompts_s[j + 1] - scratch.prompts_s[j]);
-  const double prompts_s = added_s(load, rate, steps, guess_s, 2);
+  const double prompts_s = added_s(load, rate, bursts.per_prompt, steps, guess_s, 2);
   result.rho = std::min(prompts_s / (step_s + prompts_s), kMostBusy);
   const double rho = result.rho, marginal = std::min(rho / rate, steps.last_prompt_s);
   result.again = rate * marginal;
   // Arrivals see long steps more often.
   const double seen_s =
       step_s / (1 - rho) + rate * (1 + load.work_scv) * marginal * marginal / (1 - result.again * result.again);
-  const double together = others(std::min(rate * seen_s, steps.most_prompts)).first * load.tokens_in;
+  const double together = others(std::min(rate * seen_s, steps.most_prompts), bursts.per_prompt).first * load.tokens_in;
   const PrefillRow at{room, log2_room, step_s, together};
   scratch.cell.resize(3 * tables_.padded);
   double* own_s = scratch.cell.data();

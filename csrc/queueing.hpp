@@ -90,9 +90,11 @@ class LoadModel {
   struct Shared {
     double prompt_s, slope_s;
   };
-  Shared shared(const Load& load, std::span<const double> rates, double log2_room, double prompts) const;
+  Shared shared(const Load& load, std::span<const double> rates, double log2_room, double prompts,
+                double bursts_per_prompt) const;
   struct Batch;
-  double added_s(const Load& load, double rate, const Batch& batch, double guess_s, int passes) const;
+  double added_s(const Load& load, double rate, double bursts_per_prompt, const Batch& batch, double guess_s,
+                 int passes) const;
   static double step_at(const Load& load, double sequences);  // decode step, between whole numbers as well
   double met_s(const Load& load, double rate, const Bursts& bursts, std::size_t j, double& prompts_s) const;
   bool chain(const Load& load, const Arrivals& arrivals, const Bursts& bursts, Scratch& scratch, Chain& result) const;

@@ -56,10 +56,11 @@ std::pair<double, double> weibull(double scv) {
           table.scale[i] + t * (table.scale[i + 1] - table.scale[i])};
 }
 
-std::pair<double, double> others(double prompts) {
-  if (prompts < 1e-2) return {prompts / 2 + prompts * prompts / 12, 0.5 + prompts / 6};
-  const double none = fast_exp2(-std::min(prompts, 500.0) * std::numbers::log2e), crowd = prompts / (1 - none);
-  return {crowd - 1, crowd / prompts * (1 - crowd * none)};
+std::pair<double, double> others(double prompts, double bursts_per_prompt) {
+  const double bursts = prompts * bursts_per_prompt;
+  if (bursts < 1e-2) return {(1 + bursts / 2 + bursts * bursts / 12) / bursts_per_prompt - 1, 0.5 + bursts / 6};
+  const double none = fast_exp2(-smaller(bursts, 500.0) * std::numbers::log2e), per_any = 1 / (1 - none);
+  return {prompts * per_any - 1, per_any * (1 - bursts * per_any * none)};
 }
 
 void two_points(double mean, double second, double third, std::array<double, 2>& points,

@@ -12,8 +12,9 @@ double wait_probability(double busy, double scv);
 // coefficient of variation.
 std::pair<double, double> weibull(double scv);
 
-// What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)]; and de/dmean.
-std::pair<double, double> others(double prompts);
+// Prompts e that share a step with one, where bursts of them come Poisson; and de/dprompts. Without bursts, what this
+// many + 1 in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)].
+std::pair<double, double> others(double prompts, double bursts_per_prompt);
 
 // The two-point distribution with the given three moments (Gauss quadrature): points, and their shares of the mean.
 void two_points(double mean, double second, double third, std::array<double, 2>& points, std::array<double, 2>& shares);

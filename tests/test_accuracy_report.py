@@ -18,6 +18,7 @@ from cascadia_fast.calibration import Fold
 from cascadia_fast.closed_loop import Prediction
 from cascadia_fast.errors import InputError
 from cascadia_fast.measurements import Measurement
+from cascadia_fast.profile import Profile
 from cascadia_fast.summary_layout import Table
 
 # Last on the path: the package itself stays the installed one.
@@ -25,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import accuracy, accuracy_load, accuracy_page, accuracy_plots, accuracy_runs, accuracy_targets
 from benchmarks.accuracy_load import Answer
 from benchmarks.accuracy_runs import Comparison, Predictor
-from benchmarks.choosing import Choice
+from benchmarks.choosing import Choice, choices
 
 SAMPLE = str(Path(__file__).parent / "data" / "serving_runs_43.csv")
 ROW = Measurement(
@@ -36,6 +37,7 @@ ROW = Measurement(
     engine_version=None,
     weights="bf16",
     kv="bf16",
+    precision="bf16",
     tp=1,
     pp=1,
     ep=1,
@@ -181,6 +183,18 @@ def test_misses_are_worst_first_and_name_what_differs() -> None:
     assert [row[-1] for row in found.rows] == ["100.0 %", "20.0 %"]
     row = cells(found, "model")
     assert (row["chosen"], row["measured best"], row["TPOT bound"]) == ("tp1", "tp4 ep4", "20.0 ms")
+
+
+def test_bounds_that_no_shape_is_predicted_to_keep_are_misses() -> None:
+    # No engine is as fast as these runs claim.
+    rows = [
+        dataclasses.replace(ROW, tp=tp, concurrency=clients, ttft_s=1e-6, tpot_s=1e-6 * tp * clients)
+        for tp in (1, 2)
+        for clients in (8.0, 16.0, 32.0)
+    ]
+    found = choices(rows, Profile.kernels())
+    assert [(choice.chosen, choice.loss) for choice in found] == [("none", 1.0)] * 3
+    assert cells(accuracy_targets.misses(found[:1]), "llama-3.1-8b")["chosen"] == "none"
 
 
 def answer(error: float, half_width: float = 0.01, stratum: str = "general") -> Answer:

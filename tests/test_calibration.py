@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from cascadia_fast import calibration
+from cascadia_fast import calibration, closed_loop
 from cascadia_fast.closed_loop import Runs, predict
 from cascadia_fast.errors import InputError
 from cascadia_fast.evaluation import errors, evaluate, saturated
@@ -41,7 +42,8 @@ def run(**change: Any) -> Measurement:
         "ttft_s": 0.05,
         "tpot_s": 0.008,
     }
-    return Measurement(**fields | change)
+    fields |= change
+    return Measurement(**{"precision": fields["weights"], **fields})
 
 
 def measurements(rows: Sequence[Measurement], rejected: Sequence[Rejected] = ()) -> Measurements:
@@ -174,6 +176,9 @@ def test_the_profile_knows_what_it_was_fitted_to() -> None:
     assert {group.models: group.rows for group in profile.measured} == {("llama-3.1-8b",): 12, ("qwen3-32b",): 12}
     assert profile.measured[0].shapes == ((2, 1, 1, 1), (4, 1, 1, 1), (8, 1, 1, 1))
     assert profile.measured[0].concurrency == (1.0, 32.0)
+    assert profile.measured[0].tokens_in == (1024.0, 1024.0)
+    assert profile.measured[0].tokens_out == (512.0, 512.0)
+    assert profile.measured[0].kv == ("bf16",)
     assert {"tpot, all models", "tpot, all models, by model left out"} <= {line.of for line in profile.errors}
     status = Runs(rows).statuses(profile)[0]
     assert status is not None
@@ -191,7 +196,12 @@ def test_models_that_do_not_fit_are_not_predicted() -> None:
     found = predict(rows, Profile.shipped())
     assert np.isnan(found.tpot_s).tolist() == np.isnan(found.ttft_s).tolist() == [False, True, True, True]
     assert found.reasons[0] is None
-    assert found.reasons[1] == "the bf16 weights of llama-3.1-70b do not fit 1 h100-sxm-80gb"
+    said = re.fullmatch(
+        r"the bf16 weights of llama-3.1-70b do not fit 1 h100-sxm-80gb: (\d+) GB are missing", found.reasons[1] or ""
+    )
+    # 141 GB of weights on a GPU of 86 GB, of which a tenth stays free, and 3 GB that any engine needs.
+    assert said is not None
+    assert int(said[1]) == pytest.approx(141 - 0.9 * 86 + 3, abs=2)
     assert "no room for the KV cache of one request" in (found.reasons[2] or "")
     assert "tp3" in (found.reasons[3] or "")
     with pytest.raises(InputError, match="none of the 1 runs can be predicted.*do not fit"):
@@ -209,6 +219,32 @@ def test_predictions_do_not_depend_on_their_company_or_on_measured_times() -> No
     runs = Runs(rows)
     for profile in (Profile.shipped(), Profile.kernels(), Profile.shipped()):
         np.testing.assert_array_equal(runs.predict(profile).tpot_s, predict(rows, profile).tpot_s)
+
+
+def test_limits_of_an_engine_are_what_its_clients_need() -> None:
+    few = run(model="llama-3.1-70b", weights="fp8")
+    many = dataclasses.replace(few, concurrency=2048.0)
+    found = predict([few, many], Profile.kernels())
+    # Logits of 2,048 sequences take the gigabyte that is left beside 70B weights in 8 bits.
+    assert found.reasons[0] is None
+    assert re.search(r"no room for the KV cache of one request: 0\.\d+ GB are missing$", found.reasons[1] or "")
+
+
+def test_each_rank_of_attention_data_parallelism_has_the_limits_of_an_engine() -> None:
+    short = {"tokens_in": 64.0, "tokens_out": 64.0, "attention_dp": 8}
+    rows = [run(concurrency=8 * clients, **short) for clients in (512.0, 2048.0, 4096.0)]
+    few, most, more = predict(rows, Profile.kernels()).tpot_s.tolist()
+    assert most > 1.2 * few
+    assert more == pytest.approx(most, rel=0.01)  # the others queue
+
+
+def test_predictions_that_are_not_finite_have_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [run(source="a"), run(source="b", concurrency=16.0)]
+    monkeypatch.setattr(closed_loop, "_closed_loop", lambda setup, engine: (np.ones(2), np.array([np.inf, 1.0])))
+    found = evaluate(measurements(rows), Profile.kernels())
+    assert (found["overall"]["tpot"]["rows"], found["overall"]["tpot"]["predicted"]) == (2, 1)
+    (entry,) = found["unpredicted"]
+    assert entry == {"source": "a", "reason": f"profile {Profile.kernels().name!r} predicts no finite time"}
 
 
 def test_more_clients_wait_longer() -> None:
@@ -256,6 +292,7 @@ def test_errors_are_what_they_say() -> None:
     assert found["spearman"] == pytest.approx(expected, abs=1e-4)
     assert set(errors(predicted[:0], measured[:0]).values()) == {0, None}
     assert errors(np.ones(5), np.arange(1.0, 6.0))["spearman"] is None
+    assert errors(np.array([1.1, np.inf]), np.ones(2))["predicted"] == 1
 
 
 def test_evaluation_splits_saturated_runs_and_lists_the_others() -> None:
@@ -279,6 +316,80 @@ def test_evaluation_splits_saturated_runs_and_lists_the_others() -> None:
     )
     assert [entry["source"] for entry in found["unpredicted"]] == ["odd", "line 7"]
     assert found["unpredicted_reasons"]["unknown GPU"] == 1
+
+
+def test_rejected_runs_count_in_their_group() -> None:
+    known = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "engine": "vllm"}
+    rejected = [
+        Rejected("in a group", "open loop", **known, precision="bf16"),
+        Rejected("in none yet", "mixed", **known, precision="fp8 + int4"),
+        Rejected("unreadable", "unknown GPU"),
+    ]
+    found = evaluate(measurements([run()], rejected), Profile.kernels())
+    counted = {group["precision"]: (group["tpot"]["rows"], group["tpot"]["predicted"]) for group in found["groups"]}
+    assert counted == {"bf16": (2, 1), "fp8 + int4": (1, 0)}
+    assert found["overall"]["tpot"]["rows"] == 4
+
+
+def test_evaluation_on_the_runs_of_the_fit_is_said() -> None:
+    profile = calibration.fit(measurements(grid(Profile.kernels())), Profile.kernels(), by=()).profile
+    words = "the profile was fitted to this file (runs.csv): these are not errors of unseen runs"
+    assert evaluate(measurements([run()]), profile)["notes"] == [words]
+    assert evaluate(measurements([run()]), Profile.kernels())["notes"] == []
+
+
+def test_folds_never_start_from_a_profile_that_saw_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = grid(moved(Profile.kernels(), overhead_scale=2.5))
+    seen = calibration.fit(measurements(rows), Profile.kernels(), by=()).profile
+    starts: list[str] = []
+
+    def folds(_: Measurements, start: Profile, **options: Any) -> list[calibration.Fold]:
+        starts.append(start.name)
+        return []
+
+    monkeypatch.setattr(calibration, "cross_validate", folds)
+    found = calibration.fit(measurements(rows), seen, by=("model",))
+    assert starts == [Profile.kernels().name]
+    assert found.before["profile"] == seen.name
+
+
+def test_a_fit_that_ran_out_of_evaluations_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = measurements(grid(moved(Profile.kernels(), overhead_scale=2.5)))
+    assert calibration.fit(rows, Profile.kernels(), by=()).after["notes"][:-1] == []
+    monkeypatch.setattr(calibration, "_MAX_EVALUATIONS", 1)
+    found = calibration.fit(rows, Profile.kernels(), by=())
+    words = "The optimiser stopped at its limit of 1 evaluations: the numbers may not be the best fit."
+    assert words in found.after["notes"]
+    assert words in found.profile.provenance.notes
+
+
+def test_4_bit_floats_are_transferred_at_best() -> None:
+    rows = [run(weights="int4", precision="nvfp4", source=f"c{clients}", concurrency=clients) for clients in (1.0, 8.0)]
+    profile = calibration.fit(measurements(rows), Profile.kernels(), by=()).profile
+    assert [group.weights for group in profile.measured] == ["nvfp4"]
+    for row, reason in ((rows[0], "nvfp4 has no numbers of its own"), (run(weights="int4"), "measured in int4")):
+        (status,) = Runs([row]).statuses(profile)
+        assert status is not None
+        assert status.level == "transferred"
+        assert reason in status.reason
+    (group,) = evaluate(measurements(rows), profile)["groups"]
+    assert group["precision"] == "nvfp4"
+
+
+def test_predictions_far_from_the_measured_lengths_are_not_calibrated() -> None:
+    profile = calibration.fit(measurements(grid(Profile.kernels())), Profile.kernels(), by=()).profile
+    inside = run(tp=2, concurrency=64.0)
+    for change, words in (
+        ({}, None),
+        ({"tokens_in": 100_000.0}, "beyond what was measured: prompts of 100,000 tokens, measured 1,024 ("),
+        ({"tokens_out": 100.0}, "beyond what was measured: answers of 100 tokens, measured 512 ("),
+        ({"concurrency": 65.0}, "beyond what was measured: 65 clients, measured 1 to 32 ("),
+        ({"kv": "fp8"}, "beyond what was measured: a KV cache in fp8, measured bf16 ("),
+    ):
+        (status,) = Runs([dataclasses.replace(inside, **change)]).statuses(profile)
+        assert status is not None
+        assert status.level == ("interpolated" if words else "calibrated")
+        assert status.reason.startswith(words or "12 runs of llama-3.1-8b")
 
 
 def test_the_shipped_profile_agrees_with_published_runs() -> None:

@@ -86,6 +86,7 @@ def test_every_field_of_a_row_is_read(tmp_path: Path) -> None:
         engine_version="0.18.0",
         weights="fp8",
         kv="bf16",
+        precision="fp8",
         tp=4,
         pp=1,
         ep=1,
@@ -112,7 +113,7 @@ def test_the_sample_of_published_runs_is_read_whole() -> None:
         "2 setups measured with TPOTs more than 20% apart, all kept: for instance 7.11 ms (2026_03_25_deepseek_r1",
     ):
         assert words in notes
-    assert len(found.notes) == 5
+    assert len(found.notes) == 6
 
 
 # What the published table says of a run, and what the run was: (tp, pp, ep, attention_dp).
@@ -196,10 +197,12 @@ def test_weight_formats_by_their_many_names(tmp_path: Path, precision: str, weig
 
 
 def test_formats_fall_back_to_experts_then_name_then_checkpoint(tmp_path: Path) -> None:
-    path = write_rows(
-        tmp_path / "runs.csv", {"precision": "", "gemm_quant_mode": "bfloat16", "moe_quant_mode": "int4_wo"}
-    )
+    columns = {"precision": "", "gemm_quant_mode": "auto", "moe_quant_mode": "int4_wo", "tp_size": "8"}
+    path = write_rows(tmp_path / "runs.csv", {**columns, "model_path": "deepseek-ai/DeepSeek-R1"})
     assert [row.weights for row in read(path, weights="fp8").rows] == ["int4"]
+    # A dense model has no experts, whatever a table's column for them says.
+    path = write_rows(tmp_path / "runs.csv", {**columns, "gemm_quant_mode": "bfloat16"})
+    assert [row.weights for row in read(path, weights="fp8").rows] == ["bf16"]
     assert one(tmp_path, precision="", model_path="RedHatAI/Llama-3.1-70B-Instruct-quantized.w8a8").weights == "int8"
     assert one(tmp_path, precision="", model_path="deepseek-ai/DeepSeek-R1", tp_size="8").weights == "fp8"
 
@@ -211,6 +214,70 @@ def test_experts_alone_are_in_mxfp4(tmp_path: Path) -> None:
 def test_nvfp4_is_read_as_the_nearest_format_and_said(tmp_path: Path) -> None:
     found = read(write_rows(tmp_path / "runs.csv", {"precision": "nvfp4"}))
     assert found.notes == ("1 run in 4-bit floats throughout: read as int4, the nearest format this version knows",)
+
+
+def test_the_files_word_stays_the_precision_where_weights_are_only_near(tmp_path: Path) -> None:
+    row = one(tmp_path, precision="FP4")
+    assert (row.precision, row.weights) == ("fp4", "int4")
+    row = one(tmp_path, precision="", gemm_quant_mode="nvfp4")
+    assert (row.precision, row.weights) == ("nvfp4", "int4")
+    row = one(tmp_path, precision="fp8_block")
+    assert (row.precision, row.weights) == ("fp8", "fp8")
+    row = one(tmp_path, precision="fp4", model_path="openai/gpt-oss-120b")
+    assert (row.precision, row.weights) == ("mxfp4", "mxfp4")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"gemm_quant_mode": "fp8_block", "moe_quant_mode": "int4_wo"},
+            "mixed precision, gemm_quant_mode 'fp8_block' and moe_quant_mode 'int4_wo'; only one width throughout",
+        ),
+        (
+            {"precision": "", "gemm_quant_mode": "bfloat16", "moe_quant_mode": "fp8"},
+            "mixed precision, gemm_quant_mode 'bfloat16' and moe_quant_mode 'fp8'",
+        ),
+        ({"moe_quant_mode": "mxfp4"}, "mixed precision, precision 'fp8' and moe_quant_mode 'mxfp4'"),
+        ({"gemm_quant_mode": "fp8", "moe_quant_mode": "w4afp8"}, "w4afp8 keeps experts in 4 bits and the rest in 8"),
+        ({"precision": "w4afp8"}, "w4afp8 keeps experts in 4 bits and the rest in 8"),
+    ],
+)
+def test_mixed_precisions_are_rejected(tmp_path: Path, change: dict[str, str], words: str) -> None:
+    assert reason(tmp_path, model_path="deepseek-ai/DeepSeek-R1", tp_size="8", **change).startswith(words)
+
+
+def test_mxfp4_experts_beside_16_bits_are_what_mxfp4_means(tmp_path: Path) -> None:
+    row = one(
+        tmp_path,
+        model_path="deepseek-ai/DeepSeek-R1",
+        tp_size="8",
+        precision="",
+        gemm_quant_mode="bfloat16",
+        moe_quant_mode="mxfp4",
+    )
+    assert row.weights == "mxfp4"
+
+
+def test_rejected_runs_say_what_they_were_of(tmp_path: Path) -> None:
+    changes = [
+        {},
+        {"silicon_tpot_ms": "0"},
+        {"silicon_tpot_ms": "14000"},
+        {"system": "abacus", "precision": "fp3"},
+        {"model_path": "nobody/none", "gemm_quant_mode": "int4_wo"},
+    ]
+    known = ("meta-llama/Llama-3.1-70B", "h100-sxm-80gb", "vllm", "fp8")
+    labels = [
+        (run.model, run.gpu, run.engine, run.precision)
+        for run in read(write_rows(tmp_path / "runs.csv", *changes)).rejected
+    ]
+    assert labels == [
+        known,
+        ("meta-llama/Llama-3.1-70B", None, "vllm", "fp3"),
+        (None, "h100-sxm-80gb", "vllm", "fp8 + int4_wo"),
+        known,
+    ]
 
 
 def test_a_checkpoint_that_exists_in_mxfp4_only_stays_in_it(tmp_path: Path) -> None:
@@ -370,9 +437,20 @@ def test_repeats_count_once_and_contradictions_are_kept(tmp_path: Path) -> None:
     )
 
 
-def test_two_names_of_one_architecture_are_one_model(tmp_path: Path) -> None:
-    names = [{"model_path": f"deepseek-ai/DeepSeek-{name}", "tp_size": "8"} for name in ("R1", "V3")]
-    assert len(read(write_rows(tmp_path / "runs.csv", *names)).rows) == 1
+def test_runs_under_two_names_of_one_architecture_both_stay(tmp_path: Path) -> None:
+    names = [{"model_path": f"deepseek-ai/DeepSeek-{name}", "tp_size": "8"} for name in ("R1", "V3", "V3")]
+    found = read(write_rows(tmp_path / "runs.csv", *names))
+    assert [row.model for row in found.rows] == ["deepseek-ai/DeepSeek-R1", "deepseek-ai/DeepSeek-V3"]
+    assert found.notes == ("1 run repeated to the last digit; each is counted once",)
+
+
+def test_two_names_of_one_architecture_contradict_each_other(tmp_path: Path) -> None:
+    names = [
+        {"model_path": f"deepseek-ai/DeepSeek-{name}", "tp_size": "8", "silicon_tpot_ms": tpot_ms}
+        for name, tpot_ms in (("R1", "14"), ("V3", "18"))
+    ]
+    (note,) = read(write_rows(tmp_path / "runs.csv", *names)).notes
+    assert note.startswith("1 setup measured with TPOTs more than 20% apart")
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
@@ -392,6 +470,7 @@ def test_results_of_vllm_bench_serve() -> None:
         engine_version=None,
         weights="bf16",
         kv="bf16",
+        precision="bf16",
         tp=4,
         pp=1,
         ep=1,
@@ -542,3 +621,19 @@ def test_missing_files_directories_and_large_files_are_refused(tmp_path: Path, m
     packed = tmp_path / "x.json.gz"
     packed.write_bytes(gzip.compress(b" " * 5000))
     assert "holds more than 1,000 bytes" in refusal(packed)
+
+
+def test_a_file_without_runs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "empty.json"
+    path.write_text("[]")
+    with pytest.raises(InputError, match="holds no run"):
+        read_measurements([path], defaults={"gpu": "h100"})
+
+
+def test_options_that_a_file_contradicts_are_said(tmp_path: Path) -> None:
+    path = Path(__file__).parent / "data" / "serving_runs_43.csv"
+    plain = read_measurements([path])
+    given = read_measurements([path], defaults={"tp": 3, "gpu": "h100"})
+    assert given.rows == plain.rows
+    assert any("--tp: the file counts" in note for note in given.notes)
+    assert any("--gpu: the file counts" in note for note in given.notes)

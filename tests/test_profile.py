@@ -147,7 +147,7 @@ def test_how_far_predictions_can_be_trusted() -> None:
     assert "not as tp4 pp2" in reason
     level, reason = status(profile, tp4, concurrency=100_000)
     assert level == "interpolated"
-    assert "not with 100000" in reason
+    assert re.match(r"beyond what was measured: 100,000 clients, measured \d+ to \d+ \(", reason)
     level, reason = status(profile, tp4, model="qwen3-32b")
     assert level == "interpolated"
     assert LLAMA in reason
@@ -160,6 +160,25 @@ def test_how_far_predictions_can_be_trusted() -> None:
         assert level == "transferred"
         assert words in reason
     assert status(Profile.kernels(), tp4)[0] == "roofline"
+
+
+@pytest.mark.parametrize(
+    ("model", "level"),
+    [
+        ("deepseek-r1", "calibrated"),
+        ("deepseek-v3", "calibrated"),
+        ("deepseek-r1-0528", "calibrated"),  # other weights in the same network
+        ("deepseek-v3.2", "interpolated"),  # sparse attention, which dense attention stands for
+        ("somebody-elses", "interpolated"),
+    ],
+)
+def test_equal_sizes_alone_are_not_calibrated(model: str, level: str) -> None:
+    architecture = catalog.model("deepseek-v3.2").architecture
+    assert architecture == catalog.model("deepseek-r1").architecture
+    found = Profile.shipped().status(H200, "trtllm", "fp8", architecture, _core.Shape(8, 1, 1, 8), model=model)
+    assert found.level == level
+    if level == "interpolated":
+        assert f"{model} was not measured itself, only deepseek-r1 and deepseek-v3 of the same sizes" in found.reason
 
 
 def test_a_profile_that_a_user_names_must_know_the_gpu_and_the_engine() -> None:

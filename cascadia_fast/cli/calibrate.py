@@ -50,7 +50,7 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             help="Profile to evaluate or to start from: a file, shipped (default), or kernels: the kernel timings "
-            "alone, from which a fit to the very runs behind the shipped profile starts.",
+            "alone. Cross-validation always starts from kernels, which saw no run.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the fitted profile.")] = None,
@@ -84,12 +84,12 @@ def calibrate(
     given |= {"tp": tp, "pp": pp, "ep": ep, "attention_dp": attention_dp}
     with outcome():
         _check_output(output, evaluate, [*files, *([profile] if profile else [])])
-        known = None if profile is None else _profile(profile)
+        known = _profile(profile or "shipped")
         runs = _runs(files, {field: value for field, value in given.items() if value is not None}, model_config or [])
         if evaluate:
-            _evaluate(runs, known or _profile("shipped"), as_json)
+            _evaluate(runs, known, as_json)
             return
-        _fit(runs, known or _start(runs), output, name or _name(files), as_json)
+        _fit(runs, known, output, name or _name(files), as_json)
 
 
 def _check_output(output: str | None, evaluate: bool, inputs: Sequence[str]) -> None:
@@ -114,13 +114,6 @@ def _profile(given: str) -> Profile:
 
     known = {"shipped": Profile.shipped, "kernels": Profile.kernels}
     return known[given]() if given in known else Profile.read(given)
-
-
-def _start(runs: Measurements) -> Profile:
-    """The shipped profile, unless it was fitted to one of the files: then nothing would really be left out of a fit."""
-    shipped = _profile("shipped")
-    behind = {digest for _, digest in shipped.provenance.files}
-    return _profile("kernels") if any(digest in behind for _, digest in runs.files) else shipped
 
 
 def _runs(files: Sequence[str], given: Mapping[str, Any], configs: Sequence[str]) -> Measurements:

@@ -4,7 +4,8 @@ Steps. A step that decodes n sequences takes D(n). Prompts share steps, as many 
 of `in` tokens in a step with v prompt tokens makes it longer by in * r(n, v) plus its own attention, where r is the
 extra time per prompt token: fixed costs of a step with prompts spread over its tokens, little while weights are read
 anyway, and arithmetic beyond. Rates are tabulated at n = 0, 1, 2, 4 ... and v = 1, 2, 4 ... and interpolated, linearly
-in n and in log v. Prompts come in Poisson numbers to a step; two lengths with the right three moments stand for all.
+in n and in log v. Prompts come in Poisson numbers to a step, negative binomial ones where arrivals are bursty: a burst
+shares the fixed costs of few steps. Two lengths with the right three moments stand for all.
 
 Saturation. A full engine of L places completes L/out requests per step and prefills as many, so 1/capacity =
 out D(L)/L + x(L/out prompts per step); where the token budget is short, L is what leaves room for the prompts:
@@ -103,9 +104,21 @@ def step_quantiles(step_s, probability):
     return np.interp(norm.cdf(STEP_GRID), mass / mass[-1], edges)
 
 
-def others(prompts: float) -> float:
-    """What e + 1 prompts in every step cost each of them, Poisson many of that mean do: 1/(1+e) = E[1/(1+N)]."""
-    return -prompts / np.expm1(-prompts) - 1 if prompts > 0 else 0.0
+def burst_size(c2: float) -> float:
+    """Mean of the logarithmic distribution that makes Poisson bursts a negative binomial number of prompts.
+
+    Its variance over mean is half way from the 1 of short intervals to the c2 of long ones.
+    """
+    excess = (c2 - 1) / 2
+    return float(excess / np.log1p(excess)) if excess > 0 else 1.0
+
+
+def others(prompts: float, burst: float) -> float:
+    """Prompts that share a step with one: e + 1 = prompts / P(any), where bursts of this mean size come Poisson.
+
+    Without bursts, what e + 1 prompts in every step cost each of them, Poisson many do: 1/(1+e) = E[1/(1+N)].
+    """
+    return -prompts / np.expm1(-prompts / burst) - 1 if prompts > 0 else burst - 1
 
 
 def two_points(w, values):
@@ -191,9 +204,9 @@ def evaluate(
     # Saturation.
     along = min(budget * out / (prompt + out), limit)
 
-    def shared(rate, prompts: float) -> float:
+    def shared(rate, prompts: float, burst: float) -> float:
         """Prefill of a mean request in steps with so many prompts."""
-        return float(np.sum(size_share * sizes * rate(sizes + others(prompts) * prompt))) + prefill_attention
+        return float(np.sum(size_share * sizes * rate(sizes + others(prompts, burst) * prompt))) + prefill_attention
 
     def added(rate, d: float, room: float, full: float, guess: float, passes: int) -> float:
         """What prompts add to the mean step S = d + p x(p), p = lambda S, x the prefill of a mean request.
@@ -203,7 +216,7 @@ def evaluate(
         grows = min(lam * full * prompt / room, MOST_BUSY)
         if lam * (d + full) >= room / prompt:
             return d * grows / (1 - grows)
-        total = lambda p: p * shared(rate, p)  # noqa: E731
+        total = lambda p: p * shared(rate, p, burst)  # noqa: E731
         p = float(np.clip(lam * (d + guess), lam * d, lam * (d + full)))
         for _ in range(passes):
             slope = (total(p * (1 + 1e-6)) - total(p)) / (p * 1e-6)
@@ -214,7 +227,7 @@ def evaluate(
     step_along, room_along = np.interp(along, n, step), max(budget - along, 1)
     rate_along = lambda v: t.rate_between(along, room_along, v)  # noqa: E731
     lam = rate_per_s
-    cost = out * step_along / along + shared(rate_along, along / out)
+    cost = out * step_along / along + shared(rate_along, along / out, 1.0)
     capacity = 1 / cost
     utilization = lam / capacity
     inf = Result(np.inf, capacity, utilization, limit, *(np.full(len(tin), np.inf),) * 2, w)
@@ -225,6 +238,7 @@ def evaluate(
     c2 = max(arrival_scv, 1.0)
     own_c2 = c2 / replicas
     damped, bursty = min(own_c2, 1.0), max(own_c2, 1.0)
+    burst = burst_size(bursty)
     order = np.argsort(tout, kind="stable")
     above = 1 - np.cumsum(w[order])
     overlap = float(np.sum(w[order] * tout[order] * (2 * above + w[order]))) / out
@@ -283,7 +297,7 @@ def evaluate(
     x = rho / lam
     marginal = min(x, full * prompt / room)
     again = lam * marginal
-    together = others(packing(lam * (d / (1 - rho) + lam * work_scv * marginal**2 / (1 - again**2))))
+    together = others(packing(lam * (d / (1 - rho) + lam * work_scv * marginal**2 / (1 - again**2))), burst)
     work = tin * rates(tin + together * prompt) + t.prefill_attention
     full_work = work + d / room * tin
     x1, x2 = mean(work), mean(work**2)
