@@ -368,6 +368,8 @@ def _groups(
         architecture = catalog.model(inside[0].model).architecture
         kind: Literal["dense", "moe", "mla"] = "moe" if architecture.experts else "dense"
         remaining = _sound(rows, prediction, keep)
+        if remaining["tpot"]["predicted"] == 0:
+            continue  # runs that all queued, or contradict each other, have taught nothing
         found.append(
             Group(
                 gpu=label[0],

@@ -186,6 +186,12 @@ def test_the_profile_knows_what_it_was_fitted_to() -> None:
     assert status.reason.startswith("12 runs of llama-3.1-8b on h100-sxm-80gb with vllm in bf16")
 
 
+def test_runs_that_contradict_each_other_calibrate_nothing() -> None:
+    start = Profile.kernels()
+    rows = [row for row in grid(start) for row in (row, dataclasses.replace(row, tpot_s=2 * (row.tpot_s or 0)))]
+    assert calibration.fit(measurements(rows), start, by=()).profile.measured == ()
+
+
 def test_models_that_do_not_fit_are_not_predicted() -> None:
     rows = [
         run(),
