@@ -49,7 +49,7 @@ ClosedLoop LoadModel::closed_loop(const Load& load, double concurrency, int roun
   const double queue = concurrency / places - 1;  // cycles that those wait who do not fit
   const double steady_s = ttft_s + queue * cycle_s, first_round_s = start_s + queue / 2 * cycle_s;
   return {steady_s + (first_round_s - steady_s) / rounds + load.fill_s, tpot_s - (tpot_s - pace_s) / 2 / rounds,
-          decoding, places / cycle_s};
+          places * further * tpot_s / cycle_s, places / cycle_s};
 }
 
 }  // namespace cascadia

@@ -409,6 +409,6 @@ def closed_loop(engine: Engine, tokens_in, tokens_out, share, concurrency: int, 
     return ClosedLoop(
         ttft_s=steady + (start - steady) / rounds + mean(t.fill),
         tpot_s=tpot - (tpot - pace) / 2 / rounds,
-        running=decoding,
+        running=places * further * tpot / cycle,
         throughput_per_s=places / cycle,
     )
