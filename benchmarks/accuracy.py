@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -25,6 +24,7 @@ from benchmarks.accuracy_page import markdown, page
 from benchmarks.accuracy_sections import Found, Inputs, headline, sections, summary
 from benchmarks.choosing import choices
 from cascadia_fast.calibration_summary import show
+from cascadia_fast.cli.outcome import progress
 from cascadia_fast.errors import InputError
 from cascadia_fast.measurements import read_measurements
 from cascadia_fast.plan_json import replace_file
@@ -74,7 +74,7 @@ def _report(inputs: Inputs, output: Path) -> Found:
         raise InputError(f"-o {output} lies in no folder; give a path in an existing one")
     profile = Profile.read(inputs.profile) if inputs.profile else Profile.shipped()
     answers = accuracy_load.read_answers(inputs.load) if inputs.load else []
-    with _progress() as say:
+    with progress() as say:
         measurements = read_measurements(inputs.tables)
         comparison = accuracy_runs.compare(measurements, profile, inputs.against, say)
         say("drawing")
@@ -82,18 +82,6 @@ def _report(inputs: Inputs, output: Path) -> Found:
         content = page("How right the latency model is", summary(found), sections(found, inputs))
     replace_file(output, content.encode())
     return found
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on the terminal that says what is being done; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading") as status:
-        yield status.update
 
 
 if __name__ == "__main__":

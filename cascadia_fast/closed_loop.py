@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast import _core, catalog
+from cascadia_fast.engine_parts import native_architecture, native_gpu
 from cascadia_fast.measurement_rows import Measurement
 from cascadia_fast.profile import Profile, Status
 
@@ -128,17 +129,9 @@ def _setup(row: Measurement, max_num_seqs: int, rows: NDArray[np.intp], concurre
         max_batched_tokens=_MAX_BATCHED_TOKENS * _ranks(row),
         gpus_per_node=spec.gpus_per_node,
     )
-    architecture = _core.Architecture(**dataclasses.asdict(catalog.model(row.model).architecture))
+    architecture = native_architecture(catalog.model(row.model).architecture)
     precision = _core.Precision(weights=row.weights, kv=row.kv)
-    gpu = _core.Gpu(
-        memory_bytes=spec.memory_bytes,
-        bandwidth_bytes_per_s=spec.bandwidth_bytes_per_s,
-        bf16_flops_per_s=spec.bf16_flops_per_s,
-        fp8_flops_per_s=spec.fp8_flops_per_s,
-        int8_ops_per_s=spec.int8_ops_per_s,
-        link_bytes_per_s=spec.link_bytes_per_s,
-        internode_bytes_per_s=spec.internode_bytes_per_s,
-    )
+    gpu = native_gpu(spec)
 
     def engine(efficiency: _core.Efficiency) -> _core.Replica:
         return _core.Replica(

@@ -5,11 +5,11 @@ Everything here depends on models and hardware only, so a planner builds it once
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadia_fast import _core
+from cascadia_fast.engine_parts import native_architecture, native_gpu
 from cascadia_fast.errors import ModelDoesNotFitError
 
 if TYPE_CHECKING:
@@ -55,21 +55,9 @@ def build_fleet(problem: Problem) -> tuple[StageFleet, ...]:
 
 def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
     gpu_spec = problem.gpu
-    numbers = {
-        name: getattr(gpu_spec, name)
-        for name in (
-            "memory_bytes",
-            "bandwidth_bytes_per_s",
-            "bf16_flops_per_s",
-            "fp8_flops_per_s",
-            "int8_ops_per_s",
-            "link_bytes_per_s",
-            "internode_bytes_per_s",
-        )
-    }
-    gpu = _core.Gpu(**numbers)
+    gpu = native_gpu(gpu_spec)
     efficiency = _core.Efficiency(**problem.profile.efficiency(stage.weights, stage.kv_dtype, problem.engine))
-    architecture = _core.Architecture(**dataclasses.asdict(stage.model.architecture))
+    architecture = native_architecture(stage.model.architecture)
     precision = _core.Precision(weights=stage.weights, kv=stage.kv_dtype)
     limits = _core.EngineLimits(
         max_num_seqs=problem.max_num_seqs,

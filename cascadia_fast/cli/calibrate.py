@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cascadia_fast.cli.outcome import outcome, printing
+from cascadia_fast.cli.outcome import outcome, printing, progress
 
 if TYPE_CHECKING:
     from cascadia_fast.measurements import Measurements
@@ -150,7 +149,7 @@ def _fit(runs: Measurements, start: Profile, output: str | None, name: str, as_j
     if not runs.rows:
         first = runs.rejected[0]
         raise InputError(f"no run of {len(runs.rejected):,} can be used, such as {first.source}: {first.reason}")
-    with _progress() as say:
+    with progress() as say:
         fitted = fit(runs, start, name=name, command=_command(), progress=say)
     if output is not None:
         fitted.profile.write(output)
@@ -175,18 +174,6 @@ def _command() -> str:
     """The command as typed, for the profile's provenance, without where absolute paths lie on this machine."""
     words = [os.path.basename(word) if os.path.isabs(word) else word for word in sys.argv[1:]]
     return shlex.join(["cascadia-fast", *words])
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on the terminal that says what is being done; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("reading") as status:
-        yield status.update
 
 
 def _print_json(found: Mapping[str, Any]) -> None:

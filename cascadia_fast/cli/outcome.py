@@ -1,11 +1,11 @@
-"""How every command ends: errors as one line, an exit code, warnings on stderr."""
+"""What every command does alike: progress, warnings on stderr, errors as one line, an exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import typer
@@ -108,3 +108,15 @@ def _print_warnings(sentences: list[str]) -> None:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A line on the terminal that says what is being done; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading") as status:
+        yield status.update
