@@ -1,6 +1,6 @@
 """Native core: latency model, look-up tables and search. Arrays are C-contiguous float64 unless said otherwise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, TypedDict, overload
 
 import numpy as np
@@ -321,3 +321,86 @@ class CascadeSearch:
     def max_rate_per_s(self, gpus: int, quality_floor: float) -> float: ...
     def least_gpus(self, quality_floor: float) -> float: ...
     def lightest(self, quality_floor: float) -> int: ...
+
+class StepCosts:
+    def __init__(self, replica: Replica) -> None: ...
+    @staticmethod
+    def measured(
+        *,
+        decode_step_s: NDArray[np.float64],
+        prompt_step_s: NDArray[np.float64],
+        sampled_s: NDArray[np.float64],
+        sequence_s: float = 0.0,
+        context_token_s: float = 0.0,
+        prompt_pair_s: float = 0.0,
+        request_s: float = 0.0,
+        kv_capacity_tokens: float = 1e15,
+    ) -> StepCosts: ...
+    def alone_s(
+        self, tokens_in: NDArray[np.int32], tokens_out: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...
+    @property
+    def max_num_seqs(self) -> int: ...
+    @property
+    def max_batched_tokens(self) -> int: ...
+    @property
+    def kv_capacity_bytes(self) -> float: ...
+
+class Scheduler:
+    def __init__(
+        self,
+        *,
+        batching: str = "chunked",
+        admission: str = "fcfs",
+        block_tokens: int = 16,
+        watermark: float = 0.01,
+        prefix_hit_share: float = 0.0,
+    ) -> None: ...
+
+class Station:
+    def __init__(
+        self,
+        engines: Sequence[tuple[StepCosts, int, float]],
+        *,
+        scheduler: Scheduler | None = None,
+        dispatch: str = "capacity_weighted",
+    ) -> None: ...
+
+class Simulated:
+    status: NDArray[np.uint8]
+    arrived_s: NDArray[np.float64]
+    first_token_s: NDArray[np.float64]
+    finished_s: NDArray[np.float64]
+    times_s: NDArray[np.float64] | None
+    replica: NDArray[np.int32] | None
+    preempted: NDArray[np.uint8] | None
+    station: NDArray[np.int32]
+    steps: NDArray[np.int64]
+    busy_s: NDArray[np.float64]
+    decoding_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    peak_kv_share: NDArray[np.float64]
+    ended_s: float
+    interrupted: bool
+    visits_done: int
+
+def simulate(
+    stages: Sequence[Station],
+    *,
+    judge: Station | None = None,
+    tokens_in: NDArray[np.int32],
+    tokens_out: NDArray[np.int32],
+    path: NDArray[np.uint16],
+    judge_tokens_in: NDArray[np.int32] | None = None,
+    judge_tokens_out: NDArray[np.int32] | None = None,
+    judge_delay_s: NDArray[np.float64] = ...,
+    drawn: NDArray[np.int32],
+    arrival_s: NDArray[np.float64] | None = None,
+    concurrency: int = 0,
+    seed: int = 0,
+    timeout_s: float = ...,
+    stop_s: float = ...,
+    visits: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Simulated: ...

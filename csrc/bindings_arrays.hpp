@@ -43,6 +43,13 @@ inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+// The same for every entry; the message is made of the first that fails, and only then.
+template <class T, class Condition, class Message>
+void require_each(std::span<const T> values, const Condition& holds, const Message& message) {
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!holds(values[i])) throw std::invalid_argument(message(i, values[i]));
+}
+
 inline void require_share(std::span<const double> share, const std::string& name) {
   bool sound = true;
   for (const double s : share) sound &= s >= 0 && s <= 1e300;

@@ -48,8 +48,8 @@ Replica::Replica(const Architecture& a, const Precision& p, const Gpu& gpu, cons
       sharding_(sharding(a, shape)),
       micro_batch_share_(1.0 / shape.pp),
       rank_share_(1.0 / shape.attention_dp),
-      depth_(static_cast<double>(sharding_.stage_layers) * shape.pp / a.layers),
-      window_(a.window) {
+      depth_(static_cast<double>(sharding_.stage_layers) * shape.pp / a.layers) {
+  context_.window = a.window;
   kv_capacity_bytes_ = shape.gpus() * memory_plan(a, p, gpu, shape, limits).kv_capacity_bytes;
   set_gemms(a, p, gpu, efficiency);
   set_attention(a, p, gpu, efficiency);
@@ -114,11 +114,11 @@ void Replica::set_attention(const Architecture& a, const Precision& p, const Gpu
   // Per micro-batch a round holds a pp-th of the sequences, and each of them passes all layers. Copies of the attention
   // share sequences and prompts evenly; what a prompt alone takes longer, on one of them, is in fill_s.
   const double share = micro_batch_share_ * rank_share_;
-  decode_s_ = {full * decode_s * share, windowed * decode_s * share};
-  sequence_attention_s_ = depth_ * a.layers * heads * e.head_s * share;
-  prefill_s_ = {full * prefill_s * share, windowed * prefill_s * share};
+  context_.decode_s = {full * decode_s * share, windowed * decode_s * share};
+  context_.sequence_s = depth_ * a.layers * heads * e.head_s * share;
+  context_.prefill_s = {full * prefill_s * share, windowed * prefill_s * share};
   // The cache is spread over the stages; counting every stage as full as the longest keeps the ratio to the capacity.
-  kv_bytes_ = {full * bytes * shape_.tp, windowed * bytes * shape_.tp};
+  context_.kv_bytes_per_token = {full * bytes * shape_.tp, windowed * bytes * shape_.tp};
 }
 
 // Inside a node as measured for custom kernels (one pass: every GPU reads all others; two passes: reduce-scatter and
@@ -192,20 +192,8 @@ double Replica::linear_s(double tokens, double sampled) const {
   return time_s;
 }
 
-double Replica::over_pairs(const PerToken& cost, double tokens, double before) const {
-  const double growing = std::clamp(window_ - before, 0.0, tokens);  // tokens that still see the whole prompt
-  return cost.full * tokens * (before + 0.5 * tokens) +
-         cost.windowed * (growing * (before + 0.5 * growing) + window_ * (tokens - growing));
-}
-
 double Replica::decode_attention_sum_s(double tokens_in, double tokens_out) const {
-  return sequence_attention_s_ * tokens_out + over_pairs(decode_s_, tokens_out, tokens_in);
-}
-
-double Replica::prefill_attention_s(double tokens, double before) const {
-  if (tokens <= 0) return 0;
-  // A short chunk after a long prompt is bound by reading the cache, as a decode step is.
-  return std::max(over_pairs(prefill_s_, tokens, before), decode_attention_s(before + tokens));
+  return context_.sequence_s * tokens_out + context_.over_pairs(context_.decode_s, tokens_out, tokens_in);
 }
 
 double Replica::fill_s(double tokens) const {

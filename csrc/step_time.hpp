@@ -1,5 +1,6 @@
 #pragma once
 
+#include "context_costs.hpp"
 #include "hardware.hpp"
 #include "memory.hpp"
 #include "model.hpp"
@@ -22,13 +23,13 @@ class Replica {
   /// beyond the sampled ones belong to prompts, and a round with prompts is slower to launch.
   double linear_s(double tokens, double sampled) const;
   /// Attention of one decoding sequence over `context_tokens` cached tokens in one round.
-  double decode_attention_s(double context_tokens) const {
-    return sequence_attention_s_ + over_context(decode_s_, context_tokens);
-  }
+  double decode_attention_s(double context_tokens) const { return context_.decode_attention_s(context_tokens); }
   /// The same summed over the rounds of a request that writes `tokens_out` tokens after `tokens_in`.
   double decode_attention_sum_s(double tokens_in, double tokens_out) const;
   /// Attention of a prompt chunk of `tokens` tokens that follows `before` tokens of the same prompt.
-  double prefill_attention_s(double tokens, double before) const;
+  double prefill_attention_s(double tokens, double before) const {
+    return context_.prefill_attention_s(tokens, before);
+  }
   /// What a request's first token takes beyond its rounds: the front end and, for a last prompt chunk of `tokens`
   /// tokens, crossing the stages of a pipeline one after another and occupying one copy of the attention only.
   double fill_s(double tokens) const;
@@ -37,7 +38,8 @@ class Replica {
 
   /// KV cache of the whole engine, and what one request takes of it; negative capacity: the weights do not fit.
   double kv_capacity_bytes() const { return kv_capacity_bytes_; }
-  double kv_bytes(double context_tokens) const { return over_context(kv_bytes_, context_tokens); }
+  double kv_bytes(double context_tokens) const { return context_.kv_bytes(context_tokens); }
+  const ContextCosts& context() const { return context_; }
 
   const Shape& shape() const { return shape_; }
   const EngineLimits& limits() const { return limits_; }
@@ -57,21 +59,11 @@ class Replica {
     double bulk_latency_s = 0, bulk_s = 0;
     double operator()(double tokens) const;
   };
-  /// Cost per context token (or per pair of tokens) in all full layers, and in all layers with a sliding window.
-  struct PerToken {
-    double full = 0;
-    double windowed = 0;
-  };
-
   void set_gemms(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
   void set_attention(const Architecture& a, const Precision& p, const Gpu& gpu, const Efficiency& e);
   void set_links(const Architecture& a, const Gpu& gpu, const Efficiency& e);
   AllReduce all_reduce(double count, int gpus, const Architecture& a, const Gpu& gpu, const Efficiency& e) const;
   void set_overheads(const Architecture& a, const Efficiency& e);
-  double over_context(const PerToken& cost, double context_tokens) const {
-    return cost.full * context_tokens + cost.windowed * (context_tokens < window_ ? context_tokens : window_);
-  }
-  double over_pairs(const PerToken& cost, double tokens, double before) const;
 
   Shape shape_;
   EngineLimits limits_;
@@ -80,8 +72,7 @@ class Replica {
   double micro_batch_share_ = 1;  // of the tokens of a round
   double rank_share_ = 1;         // of the tokens of a micro-batch, per copy of the attention
   double depth_ = 1;              // length of a pipeline of equal stages, relative to the model's own
-  double window_ = 0;
-  Gemm attention_;  // these and the next two cover all layers of their kind
+  Gemm attention_;                // these and the next two cover all layers of their kind
   Gemm dense_;
   Gemm shared_;
   Gemm head_;
@@ -96,10 +87,7 @@ class Replica {
   double token_s_ = 0;     // hop bytes and hidden states in memory, per token of a micro-batch
   double sequence_s_ = 0;  // per sampled sequence
   double request_s_ = 0;
-  double sequence_attention_s_ = 0;
-  PerToken decode_s_;
-  PerToken prefill_s_;
-  PerToken kv_bytes_;
+  ContextCosts context_;
 };
 
 }  // namespace cascadia

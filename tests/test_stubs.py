@@ -80,7 +80,7 @@ def native_signatures(module: types.ModuleType) -> Iterator[tuple[str, list[list
             if callable(member):
                 yield from of(name, member)
             continue
-        for attribute, function in vars(member).items():
+        for attribute, function in ((name, getattr(held, "__func__", held)) for name, held in vars(member).items()):
             has_init = attribute == "__init__" and bool(docstring_signatures("__init__", function.__doc__ or ""))
             if callable(function) and (has_init or not attribute.startswith("_")):
                 for qualified, signatures in of(f"{name}.{attribute}", function):
