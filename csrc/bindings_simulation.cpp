@@ -219,13 +219,6 @@ Stream stream_of(const Lengths& drawn, const std::optional<Floats>& arrival_s, i
 }
 
 template <class T>
-py::array_t<T> filled(std::vector<py::ssize_t> shape, T value) {
-  py::array_t<T> array(shape);
-  std::fill_n(array.mutable_data(), array.size(), value);
-  return array;
-}
-
-template <class T>
 std::span<T> writable(py::array_t<T>& array) {
   return {array.mutable_data(), static_cast<std::size_t>(array.size())};
 }
@@ -289,10 +282,9 @@ Simulated run_simulation(const std::vector<HeldStation>& stages, const std::opti
   const Stream stream = stream_of(drawn, arrival_s, concurrency, timeout_s, stop_s, requests.n);
   const auto n = static_cast<py::ssize_t>(drawn.size());
   const auto rows = static_cast<py::ssize_t>(judge.has_value() ? 2 * stages.size() - 1 : stages.size());
-  constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
   Simulated found;
-  found.status = filled({n}, static_cast<std::uint8_t>(Status::unfinished));
-  py::array_t<double> ends_s = filled({n, 3}, unknown);
+  found.status = py::array_t<std::uint8_t>(n);
+  py::array_t<double> ends_s({n, py::ssize_t{3}});
   Outcome outcome;
   outcome.status = writable(found.status);
   outcome.ends_s = writable(ends_s);
@@ -300,20 +292,25 @@ Simulated run_simulation(const std::vector<HeldStation>& stages, const std::opti
   py::array_t<std::int32_t> replica;
   py::array_t<std::uint8_t> preempted;
   if (visits) {
-    times_s = filled({rows, n, 4}, unknown);
-    replica = filled({rows, n}, std::int32_t{-1});
-    preempted = filled({rows, n}, std::uint8_t{0});
+    times_s = py::array_t<double>({rows, n, py::ssize_t{4}});
+    replica = py::array_t<std::int32_t>({rows, n});
+    preempted = py::array_t<std::uint8_t>({rows, n});
     outcome.times_s = writable(times_s);
     outcome.replica = writable(replica);
     outcome.preempted = writable(preempted);
   }
   const auto interrupted = signals();
   const auto go_on = [&](std::int64_t done) {
-    if (progress.has_value()) {
-      const py::gil_scoped_acquire hold;
+    if (interrupted()) return false;
+    if (!progress.has_value()) return true;
+    const py::gil_scoped_acquire hold;
+    try {
       (*progress)(done);
+    } catch (const py::error_already_set& error) {
+      if (!error.matches(PyExc_KeyboardInterrupt)) throw;  // Ctrl-C may reach the callback first
+      return false;
     }
-    return !interrupted();
+    return true;
   };
   {
     const py::gil_scoped_release release;

@@ -89,6 +89,7 @@ class Cascade {
   void set_lengths();
   void take_arrival(double now_s);
   void enter(double now_s);
+  void open_record(std::uint32_t request);
   void arrive(std::uint32_t visit, double now_s);
   void end_steps(std::size_t engine, double now_s);
   void start_step(std::size_t engine, double now_s);
@@ -162,6 +163,7 @@ void Cascade::run(const std::function<bool(std::int64_t)>& go_on) {
       break;
     }
   }
+  for (std::uint32_t request = next_; request < sent_all_; ++request) open_record(request);
   if (std::isfinite(stream_.stop_s)) forget_after_stop();
   visits_.for_each_in_flight([this](const Visit& v) {
     if (!std::isnan(v.admitted_s)) record(v, kUnknown);
@@ -189,6 +191,7 @@ void Cascade::take_arrival(double now_s) {
 // The next request enters the cascade.
 void Cascade::enter(double now_s) {
   const std::uint32_t request = next_++, visit = visits_.take();
+  open_record(request);
   // Lengths are looked up all over their table; those of a request to come are fetched by the time it enters.
   if (sent_all_ - request > kFetchAhead)
     __builtin_prefetch(&lengths_[static_cast<std::size_t>(stream_.drawn[request + kFetchAhead]) * rows_]);
@@ -200,6 +203,19 @@ void Cascade::enter(double now_s) {
   outcome_.ends_s[std::size_t{3} * request] = now_s;
   set_row(v, static_cast<std::size_t>(std::countr_zero(v.path)));
   arrive(visit, now_s);
+}
+
+// Nothing is known yet. Done request by request, since the memory of millions of them takes seconds to touch.
+void Cascade::open_record(std::uint32_t request) {
+  outcome_.status[request] = static_cast<std::uint8_t>(Status::unfinished);
+  std::ranges::fill(outcome_.ends_s.subspan(std::size_t{3} * request, 3), kUnknown);
+  if (outcome_.times_s.empty()) return;
+  for (std::size_t row = 0; row < rows_; ++row) {
+    const std::size_t at = row * sent_all_ + request;
+    std::ranges::fill(outcome_.times_s.subspan(4 * at, 4), kUnknown);
+    outcome_.replica[at] = -1;
+    outcome_.preempted[at] = 0;
+  }
 }
 
 void Cascade::set_row(Visit& v, std::size_t row) {

@@ -47,9 +47,9 @@ struct Stream {
 
 enum class Status : std::uint8_t { served, timed_out, refused, unfinished };
 
-/// What became of every request; all but the last three are filled by the caller with NaN, -1, 0 and `unfinished`, and
-/// have one entry per request, or [row][request] where that is said. Rows: the stages, then the judging of each stage
-/// but the last where a judge is hosted. Without rows, the three arrays by row are empty.
+/// What became of every request: NaN, -1, 0 and `unfinished` where that is not known. One entry per request, or
+/// [row][request] where that is said. Rows: the stages, then the judging of each stage but the last where a judge is
+/// hosted; the three arrays by row may be empty.
 struct Outcome {
   std::span<std::uint8_t> status;
   std::span<double> ends_s;   // [request][arrived, first token, finished], at the cascade

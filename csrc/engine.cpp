@@ -56,11 +56,16 @@ void Engine::start_step(Visits& visits, std::vector<std::uint32_t>& expired) {
   }
 }
 
-void Engine::preempt_partial(Visits& visits) {
-  ++visits[partial_].preempted;
-  waiting_.push_front(visits, partial_);
-  partial_ = kNobody;
+void Engine::send_back(Visits& visits, std::uint32_t visit) {
+  std::uint8_t& times = visits[visit].preempted;
+  if (times < std::numeric_limits<std::uint8_t>::max()) ++times;
+  waiting_.push_front(visits, visit);
   ++counts_.preemptions;
+}
+
+void Engine::preempt_partial(Visits& visits) {
+  send_back(visits, partial_);
+  partial_ = kNobody;
 }
 
 // Takes places away, the latest admission first, until every decode can write its token.
@@ -68,12 +73,9 @@ void Engine::make_room(Visits& visits) {
   if (partial_ != kNobody) preempt_partial(visits);
   while (contexts_.kv_bytes() > costs_->kv_capacity_bytes) {
     const std::uint32_t latest = latest_admitted(visits);
-    Visit& v = visits[latest];
-    interrupt(v);
+    interrupt(visits[latest]);
     agenda_.remove_if([&](std::uint32_t visit) { return visit == latest; });
-    ++v.preempted;
-    waiting_.push_front(visits, latest);
-    ++counts_.preemptions;
+    send_back(visits, latest);
   }
 }
 

@@ -71,6 +71,7 @@ class Engine {
   }
   bool fits(const Visit& v, double held_bytes) const;
 
+  void send_back(Visits& visits, std::uint32_t visit);
   void preempt_partial(Visits& visits);
   void make_room(Visits& visits);
   void read(Visits& visits, std::uint32_t visit, std::int64_t before, Prompts& prompts);
