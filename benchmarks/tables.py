@@ -27,12 +27,15 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 EXAMPLE_BEGIN, EXAMPLE_END = "<!-- example:begin -->", "<!-- example:end -->"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 LOAD_BEGIN, LOAD_END = "<!-- load:begin -->", "<!-- load:end -->"
+SIMULATION_BEGIN, SIMULATION_END = "<!-- simulation:begin -->", "<!-- simulation:end -->"
+TRIAL_BEGIN, TRIAL_END = "<!-- trial:begin -->", "<!-- trial:end -->"
 FLOORS_BEGIN, FLOORS_END = "<!-- floors:begin -->", "<!-- floors:end -->"
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
 
 PAPER = "10–20 s at 32 GPUs, ≤ 60 s at 80, heuristic, on 12 cores (Cascadia, arXiv 2506.04203)"
 PEER_RATE = "27.8 k/s, prefill and decode steps from tables (aiconfigurator 0.12.0, on 2 cores)"
+PEER_SIMULATOR = "753–831/s (vidur 7d47513, one model)"
 PEER_COMMAND = "6.8 s for one dense model, 24 s for one MoE (aiconfigurator 0.12.0, on 2 cores)"
 
 
@@ -179,6 +182,44 @@ def _highs(gpus: int, target: str) -> Row:
     return Row(f"HiGHS on one allocation, {gpus:,} GPUs", best, target, _median(f"allocation::pruned[{gpus}]"))
 
 
+def _replica() -> Row:
+    best = _per_s("simulation::replica_step_by_step_in_numba", "step by step in Numba: ", "requests_per_s")
+    what = "simulation of one replica, 100,000 requests of the Azure conversation trace, per thread"
+    return Row(what, best, "≥ 5 M/s", _per_s("simulation::replica", key="requests_per_s"))
+
+
+def _cascade(gpus: int, target: str, *further: tuple[str, str]) -> Row:
+    cases = [(case, f"cascade[{case}-{gpus}]") for case in ("deepseek", "llama20k")]
+
+    def measured(run: Run) -> str:
+        def said(label: str, name: str) -> str:
+            visits = run.extra(f"simulation::{name}", "visits_per_request")
+            return f"{_rate(run.extra(f'simulation::{name}', 'requests_per_s'))} {label} ({visits:.2f} stages each)"
+
+        return "; ".join(said(label, name) for label, name in [*cases, *further])
+
+    slow = _per_s("simulation::cascade_slowly_in_python", "; step by step in Python: ", "requests_per_s")
+    what = f"simulation of a cascade, 3 stages on {gpus:,} GPUs, requests per thread"
+    return Row(what, lambda run: PEER_SIMULATOR + slow(run), target, measured)
+
+
+def _runs() -> Row:
+    def measured(run: Run) -> str:
+        alone_s, both_s = (run.median_s(f"simulation::runs[{threads}]") for threads in (1, 2))
+        return f"{_time(both_s)}, {alone_s / both_s:.2f} times as fast"
+
+    best = _median("simulation::runs[1]", "one thread: ")
+    return Row("eight independent simulations on two threads", best, "≥ 1.8 times as fast", measured)
+
+
+def _simulated_memory() -> Row:
+    def measured(run: Run) -> str:
+        peak, each = (run.extra("simulation::peak_memory", key) for key in ("peak_bytes", "bytes_per_request"))
+        return f"{peak / 1e9:.2f} GB; {each:.0f} bytes per request, inputs and every visit's times included"
+
+    return Row("peak memory of simulating 10 M requests, statistics included", _said("–"), "≤ 2 GB", measured)
+
+
 def _memory() -> Row:
     def measured(run: Run) -> str:
         return f"{run.extra('command::peak_memory', 'peak_bytes') / 1e6:,.0f} MB"
@@ -200,6 +241,11 @@ ROWS = (
     _p95(),
     _table_fill(),
     _grid(),
+    _replica(),
+    _cascade(32, "≥ 2 M/s", ("llama20k with full KV caches", "cascade_preempting")),
+    _cascade(1024, "≥ 1 M/s"),
+    _runs(),
+    _simulated_memory(),
     _observe(),
     Row("`cascadia-fast plan`, new process", _said(PEER_COMMAND), "≤ 1 s", _median("command::plan")),
     Row("the same, first run ever", _said("–"), "≤ 8 s", _median("command::first_plan_ever")),
@@ -225,13 +271,30 @@ def _line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _printed(*arguments: str) -> str:
+    """Return what the program prints on its second run; the first compiles."""
+    command = [str(Path(sys.executable).with_name("cascadia-fast")), *arguments]
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return subprocess.run(command, env=environment, check=True, capture_output=True, encoding="utf-8").stdout.rstrip()
+
+
 def example() -> str:
     """Return the built-in example's plan as the command prints it, with its markers."""
-    command = [str(Path(sys.executable).with_name("cascadia-fast")), "plan"]
-    environment = os.environ | {"PYTHONUTF8": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)  # the first run compiles
-    made = subprocess.run(command, env=environment, check=True, capture_output=True, encoding="utf-8").stdout
-    return f"{EXAMPLE_BEGIN}\n```text\n$ cascadia-fast plan\n{made.rstrip()}\n```\n{EXAMPLE_END}"
+    return f"{EXAMPLE_BEGIN}\n```text\n$ cascadia-fast plan\n{_printed('plan')}\n```\n{EXAMPLE_END}"
+
+
+def simulation() -> str:
+    """Return the simulation of that plan likewise."""
+    printed = _printed("simulate")
+    return f"{SIMULATION_BEGIN}\n```text\n$ cascadia-fast simulate\n{printed}\n```\n{SIMULATION_END}"
+
+
+def trial() -> str:
+    """Return the table of what plans predict against simulation, with its markers."""
+    command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--markdown"]
+    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+    return f"{TRIAL_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.plan_accuracy`.\n{TRIAL_END}"
 
 
 def floors() -> str:
@@ -302,6 +365,8 @@ def main() -> int:
             blocks = [
                 (example, EXAMPLE_BEGIN, EXAMPLE_END),
                 (floors, FLOORS_BEGIN, FLOORS_END),
+                (simulation, SIMULATION_BEGIN, SIMULATION_END),
+                (trial, TRIAL_BEGIN, TRIAL_END),
                 (accuracy, ACCURACY_BEGIN, ACCURACY_END),
             ]
             if arguments.load is not None:

@@ -1,6 +1,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <bit>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -51,8 +52,8 @@ Choice choose(const std::string& given, const std::string& what, const std::map<
 
 Scheduler make_scheduler(const std::string& batching, const std::string& admission, int block_tokens, double watermark,
                          double prefix_hit_share) {
-  require(block_tokens >= 1 && block_tokens <= 4096,
-          "block_tokens is " + std::to_string(block_tokens) + ": give 1 to 4096 tokens.");
+  require(block_tokens >= 1 && block_tokens <= 4096 && std::has_single_bit(static_cast<unsigned>(block_tokens)),
+          "block_tokens is " + std::to_string(block_tokens) + ": give a power of two up to 4096.");
   require(watermark >= 0 && watermark < 1,
           "watermark is " + std::to_string(watermark) + ": give a share of the KV cache below 1.");
   require(prefix_hit_share >= 0 && prefix_hit_share <= 1,

@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -13,8 +14,12 @@ namespace cascadia {
 /// Layers with full attention keep whole blocks; layers with a sliding window keep the tokens inside it.
 class Contexts {
  public:
+  /// `block_tokens` is a power of two.
   Contexts(const ContextCosts& costs, int block_tokens)
-      : costs_(&costs), block_(static_cast<std::uint32_t>(block_tokens)), phases_(block_) {}
+      : costs_(&costs),
+        shift_(std::countr_zero(static_cast<unsigned>(block_tokens))),
+        block_(block_tokens),
+        phases_(static_cast<std::size_t>(block_tokens)) {}
 
   std::int64_t count() const { return count_; }
   /// Whether the context still grows in windowed layers; that is to end with settle().
@@ -44,28 +49,26 @@ class Contexts {
   }
   /// The same or a little more, and faster.
   double most_bytes_after(std::int64_t steps) const {
-    return bytes(blocks_ + (steps / block_ + 1) * count_, in_window_ + growing_ * steps);
+    return bytes(blocks_ + ((steps >> shift_) + 1) * count_, in_window_ + growing_ * steps);
   }
   /// How many steps, from 1 to `most`, can start before the cache exceeds the capacity; the first one fits.
   std::int64_t steps_within(double capacity_bytes, std::int64_t most) const;
 
  private:
   std::int64_t window() const { return static_cast<std::int64_t>(costs_->window); }
-  std::int64_t blocks_of(std::int64_t tokens) const { return (tokens + block_ - 1) / block_; }
+  std::int64_t blocks_of(std::int64_t tokens) const { return (tokens + block_ - 1) >> shift_; }
   double bytes(std::int64_t blocks, std::int64_t in_window) const {
-    return costs_->kv_bytes_per_token.full * static_cast<double>(blocks * block_) +
+    return costs_->kv_bytes_per_token.full * static_cast<double>(blocks << shift_) +
            costs_->kv_bytes_per_token.windowed * static_cast<double>(in_window);
   }
-  std::size_t phase(std::int64_t context) const {
-    return (static_cast<std::uint32_t>(context % block_) + block_ - offset_) % block_;
-  }
+  std::size_t phase(std::int64_t context) const { return static_cast<std::size_t>((context - steps_) & (block_ - 1)); }
   std::int64_t added_blocks(std::int64_t steps) const;
 
   const ContextCosts* costs_;
-  std::uint32_t block_;
-  std::uint32_t offset_ = 0;          // steps so far, modulo the block
+  int shift_;
+  std::int64_t block_;
   std::vector<std::int32_t> phases_;  // contexts by (length - steps so far) modulo the block, which does not change
-  std::int64_t count_ = 0, tokens_ = 0, blocks_ = 0;
+  std::int64_t steps_ = 0, count_ = 0, tokens_ = 0, blocks_ = 0;
   std::int64_t in_window_ = 0, growing_ = 0;  // tokens that windowed layers keep, contexts shorter than the window
 };
 
@@ -93,17 +96,14 @@ inline void Contexts::advance(std::int64_t steps) {
   blocks_ += added_blocks(steps);
   tokens_ += count_ * steps;
   in_window_ += growing_ * steps;
-  offset_ = static_cast<std::uint32_t>((offset_ + steps) % block_);
+  steps_ += steps;
 }
 
 // In every step those contexts take another block whose blocks are full.
 inline std::int64_t Contexts::added_blocks(std::int64_t steps) const {
-  std::int64_t added = steps / block_ * count_;
-  std::uint32_t full = offset_ == 0 ? 0 : block_ - offset_;
-  for (std::int64_t left = steps % block_; left > 0; --left) {
-    added += phases_[full];
-    full = full == 0 ? block_ - 1 : full - 1;
-  }
+  std::int64_t added = (steps >> shift_) * count_;
+  for (std::int64_t full = -steps_, left = steps & (block_ - 1); left > 0; --left, --full)
+    added += phases_[static_cast<std::size_t>(full & (block_ - 1))];
   return added;
 }
 

@@ -121,7 +121,7 @@ void Engine::admit(Visits& visits, Prompts& prompts, std::vector<std::uint32_t>&
 std::int64_t Engine::cached_tokens(const Visit& v) const {
   if (scheduler_->prefix_hit_share == 0) return 0;
   const auto hits = static_cast<std::int64_t>(scheduler_->prefix_hit_share * v.tokens_in);
-  return std::min<std::int64_t>(hits - hits % scheduler_->block_tokens, v.to_read() - 1);
+  return std::min<std::int64_t>(hits & -static_cast<std::int64_t>(scheduler_->block_tokens), v.to_read() - 1);
 }
 
 // The step being composed reads on in a prompt, `before` tokens of which are in the cache.

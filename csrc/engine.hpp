@@ -24,7 +24,7 @@ enum class Batching { chunked, prompts_first };
 struct Scheduler {
   Batching batching = Batching::chunked;  // prompts_first: a step carries prompts or decodes, never both
   Admission admission = Admission::fcfs;
-  int block_tokens = 16;
+  int block_tokens = 16;        // a power of two
   double watermark = 0.01;      // of the KV cache, kept free when a prompt is admitted to an engine that is not empty
   double prefix_hit_share = 0;  // of a prompt, found in the cache: not computed, but held
 };
