@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "visits.hpp"
+
 namespace cascadia {
 
 /// What is due at which step, earliest first. A sorted array: for the few hundred sequences of an engine moving the
@@ -19,7 +21,7 @@ class Agenda {
     }
   }
   void add(std::int64_t step, std::uint32_t visit) {
-    if (entries_.size() == entries_.capacity() && first_ > 0) compact();
+    if (entries_.size() == entries_.capacity() && first_ >= entries_.size() / 2) compact();
     const std::uint64_t entry = static_cast<std::uint64_t>(step) << kHandleBits | visit;
     entries_.push_back(entry);
     std::size_t at = entries_.size() - 1;
@@ -37,7 +39,6 @@ class Agenda {
   }
 
  private:
-  static constexpr int kHandleBits = 24;
   static std::uint32_t handle(std::uint64_t entry) {
     return static_cast<std::uint32_t>(entry & ((1U << kHandleBits) - 1));
   }

@@ -8,6 +8,7 @@ namespace cascadia {
 void register_model(py::module_& m);
 void register_load(py::module_& m);
 void register_search(py::module_& m);
+void register_stations(py::module_& m);
 void register_simulation(py::module_& m);
 }  // namespace cascadia
 
@@ -24,5 +25,6 @@ PYBIND11_MODULE(_core, m) {
   cascadia::register_model(m);
   cascadia::register_load(m);
   cascadia::register_search(m);
+  cascadia::register_stations(m);
   cascadia::register_simulation(m);
 }

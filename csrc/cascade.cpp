@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 #include <queue>
+#include <stdexcept>
+#include <string>
 
 #include "event_tree.hpp"
 
@@ -27,6 +29,7 @@ struct Fleet {
   Fleet(const CascadeSpec& spec, bool expires) {
     for (const auto* stations : {&spec.stages, &spec.judge})
       for (const Station& station : *stations) {
+        check(station.scheduler);
         first.push_back(engines.size());
         std::vector<double> capacity;
         for (const Station::Kind& kind : station.engines)
@@ -67,20 +70,27 @@ class Cascade {
         draws_(seed),
         expires_(std::isfinite(stream.timeout_s)),
         stages_(spec.stages.size()),
+        rows_(spec.judge.empty() ? stages_ : 2 * stages_ - 1),
         sent_all_(static_cast<std::uint32_t>(stream.drawn.size())),
+        paths_(requests.path.begin(), requests.path.end()),
         visits_(sent_all_),
         fleet_(spec, expires_),
         events_(fleet_.engines.size()) {
-    for (std::uint32_t client = 0; client < std::min(stream.clients, sent_all_); ++client) send_next(0, true);
+    for (std::uint32_t client = 0; client < std::min(stream.clients, sent_all_); ++client) send_at_once(0);
     set_lengths();
+    look_outside();
   }
 
   void run(const std::function<bool(std::int64_t)>& go_on);
 
  private:
   double next_arrival_s() const {
-    const double outside_s = next_ < sent_all_ && !stream_.arrival_s.empty() ? stream_.arrival_s[next_] : kNever;
-    return handovers_.empty() ? outside_s : std::min(outside_s, handovers_.top().time_s);
+    return handovers_.empty() ? outside_s_ : std::min(outside_s_, handovers_.top().time_s);
+  }
+  // Looked at once, since the caller's array may change meanwhile; + 0.0 makes no difference but to -0.0.
+  void look_outside() {
+    const bool more = next_ < sent_all_ && !stream_.arrival_s.empty();
+    outside_s_ = more ? stream_.arrival_s[next_] + 0.0 : kNever;
   }
   void update(std::size_t engine) {
     events_.set(engine, fleet_.engines[engine].event_s(), fleet_.engines[engine].starts());
@@ -99,7 +109,7 @@ class Cascade {
   void served(std::uint32_t visit, double first_token_s, double finished_s);
   void lost(std::uint32_t visit, Status why, double now_s);
   void forget_after_stop();
-  void send_next(double time_s, bool from_outside);
+  void send_at_once(double time_s);
   void set_row(Visit& v, std::size_t row);
   void record(const Visit& v, double finished_s);
   void record_arrival(const Visit& v, std::size_t replica, double now_s);
@@ -110,11 +120,12 @@ class Cascade {
   Outcome& outcome_;
   Draws draws_;
   bool expires_;
-  std::size_t stages_;
+  std::size_t stages_, rows_;
   std::uint32_t sent_all_, next_ = 0;
+  double outside_s_ = kNever;  // the next arrival at a given time
   std::int64_t done_ = 0;
-  std::size_t rows_ = 0;
   std::vector<Lengths> lengths_;  // [drawn][row]
+  std::vector<std::uint16_t> paths_;
   Visits visits_;
   Fleet fleet_;
   EventTree events_;
@@ -125,7 +136,6 @@ class Cascade {
 
 // All lengths of a request side by side: they are looked up one after another.
 void Cascade::set_lengths() {
-  rows_ = spec_.judge.empty() ? stages_ : 2 * stages_ - 1;
   lengths_.reserve(rows_ * requests_.n);
   for (std::size_t drawn = 0; drawn < requests_.n; ++drawn)
     for (std::size_t row = 0; row < rows_; ++row) {
@@ -163,7 +173,8 @@ void Cascade::run(const std::function<bool(std::int64_t)>& go_on) {
       break;
     }
   }
-  for (std::uint32_t request = next_; request < sent_all_; ++request) open_record(request);
+  outcome_.sent = outcome_.interrupted ? next_ : sent_all_;
+  for (std::uint32_t request = next_; request < outcome_.sent; ++request) open_record(request);
   if (std::isfinite(stream_.stop_s)) forget_after_stop();
   visits_.for_each_in_flight([this](const Visit& v) {
     if (!std::isnan(v.admitted_s)) record(v, kUnknown);
@@ -172,8 +183,7 @@ void Cascade::run(const std::function<bool(std::int64_t)>& go_on) {
 }
 
 void Cascade::take_arrival(double now_s) {
-  const bool outside = next_ < sent_all_ && !stream_.arrival_s.empty() && stream_.arrival_s[next_] == now_s;
-  if (outside) {
+  if (outside_s_ == now_s) {
     enter(now_s);
     return;
   }
@@ -198,10 +208,12 @@ void Cascade::enter(double now_s) {
   Visit& v = visits_[visit];
   v.request = request;
   v.drawn = static_cast<std::uint32_t>(stream_.drawn[request]);
-  v.path = requests_.path[v.drawn];
+  if (v.drawn >= requests_.n) throw std::out_of_range("drawn has changed during the simulation: leave it as it is.");
+  v.path = paths_[v.drawn];
   v.deadline_s = now_s + stream_.timeout_s;
   outcome_.ends_s[std::size_t{3} * request] = now_s;
   set_row(v, static_cast<std::size_t>(std::countr_zero(v.path)));
+  look_outside();
   arrive(visit, now_s);
 }
 
@@ -320,22 +332,21 @@ void Cascade::served(std::uint32_t visit, double first_token_s, double finished_
   outcome_.ended_s = std::max(outcome_.ended_s, finished_s);
   visits_.free(visit);
   ++done_;
-  if (stream_.clients > 0) send_next(finished_s, false);
+  if (stream_.clients > 0) handovers_.push({finished_s, false, handed_++, kNobody});
 }
 
 void Cascade::lost(std::uint32_t visit, Status why, double now_s) {
   outcome_.status[visits_[visit].request] = static_cast<std::uint8_t>(why);
   visits_.free(visit);
   ++done_;
-  if (stream_.clients > 0) send_next(now_s, true);
+  if (stream_.clients > 0) send_at_once(now_s);
 }
 
-// In a closed loop: some client sends its next request then, if there is one left.
-void Cascade::send_next(double time_s, bool from_outside) {
-  handovers_.push({time_s, from_outside, handed_++, kNobody});
-}
+// In a closed loop: a client whose request is lost sends the next one before anything else that arrives then, whereas
+// an answer has to reach its client in turn.
+void Cascade::send_at_once(double time_s) { handovers_.push({time_s, true, handed_++, kNobody}); }
 
-// Answers on their way when the simulation stops do not count as served.
+// What would have come after the simulation stopped, such as answers on their way, is not known.
 void Cascade::forget_after_stop() {
   outcome_.ended_s = std::min(outcome_.ended_s, stream_.stop_s);
   for (std::size_t request = 0; request < sent_all_; ++request) {
@@ -344,6 +355,8 @@ void Cascade::forget_after_stop() {
     outcome_.status[request] = static_cast<std::uint8_t>(Status::unfinished);
     ends[1] = ends[2] = kUnknown;
   }
+  for (double& time_s : outcome_.times_s)
+    if (time_s > stream_.stop_s) time_s = kUnknown;
 }
 
 void Cascade::record_arrival(const Visit& v, std::size_t replica, double now_s) {

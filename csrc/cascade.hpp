@@ -57,8 +57,9 @@ struct Outcome {
   std::span<std::int32_t> replica;
   std::span<std::uint8_t> preempted;
   std::vector<EngineCounts> engines;
+  std::uint32_t sent = 0;  // requests; when interrupted nothing is written of the others
   double ended_s = 0;
-  std::int64_t visits = 0;
+  std::int64_t visits = 0;  // served, by steps that ended
   bool interrupted = false;
 };
 

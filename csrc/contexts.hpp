@@ -22,6 +22,8 @@ class Contexts {
         phases_(static_cast<std::size_t>(block_tokens)) {}
 
   std::int64_t count() const { return count_; }
+  /// Decode steps so far.
+  std::int64_t steps() const { return steps_; }
   /// Whether the context still grows in windowed layers; that is to end with settle().
   bool add(std::int64_t context);
   void remove(std::int64_t context, bool growing);

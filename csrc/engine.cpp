@@ -1,7 +1,10 @@
 #include "engine.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 
 namespace cascadia {
 namespace {
@@ -10,6 +13,19 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kFarSteps = std::int64_t{1} << 38;
 
 }  // namespace
+
+void check(const Scheduler& scheduler) {
+  const auto tokens = static_cast<unsigned>(scheduler.block_tokens);
+  if (scheduler.block_tokens < 1 || tokens > 4096 || !std::has_single_bit(tokens))
+    throw std::invalid_argument("block_tokens is " + std::to_string(scheduler.block_tokens) +
+                                ": give a power of two up to 4096.");
+  if (!(scheduler.watermark >= 0 && scheduler.watermark < 1))
+    throw std::invalid_argument("watermark is " + std::to_string(scheduler.watermark) +
+                                ": give a share of the KV cache below 1.");
+  if (!(scheduler.prefix_hit_share >= 0 && scheduler.prefix_hit_share <= 1))
+    throw std::invalid_argument("prefix_hit_share is " + std::to_string(scheduler.prefix_hit_share) +
+                                ": give a share of the prompt tokens.");
+}
 
 Engine::Engine(const StepCosts& costs, const Scheduler& scheduler, bool expires)
     : costs_(&costs),
@@ -24,7 +40,8 @@ void Engine::arrive(Visits& visits, std::uint32_t visit, double now_s) {
     now_s_ = event_s_ = now_s;
     state_ = State::between_steps;
   } else if (state_ == State::in_steps && joining_.empty() && partial_ == kNobody && waiting_.head() == visit) {
-    // At the next step it is admitted, or, where there is no room before somebody leaves, dropped at its deadline.
+    // At the next step it is admitted, or, where there is no room before somebody leaves, dropped at its deadline. The
+    // cache fills meanwhile: if there is no room by then, the run only was cut in vain.
     const bool room = places() < costs_->max_num_seqs && fits(visits[visit], contexts_.kv_bytes());
     cut_run(room ? now_s : visits[visit].deadline_s);
   }
@@ -89,13 +106,11 @@ std::uint32_t Engine::latest_admitted(Visits& visits) const {
 
 void Engine::read_on(Visits& visits, Prompts& prompts) {
   const std::int64_t end = std::min<std::int64_t>(visits[partial_].to_read(), partial_read_ + prompts.budget);
-  const double others = prompts.held_bytes - partial_bytes();
-  if (others + contexts_.kv_bytes_of(end) > costs_->kv_capacity_bytes) {
-    prompts.held_bytes = others;
+  prompts.held_bytes -= partial_bytes();
+  if (prompts.held_bytes + contexts_.kv_bytes_of(end) > costs_->kv_capacity_bytes) {
     preempt_partial(visits);
     return;
   }
-  prompts.held_bytes = others;
   const std::uint32_t visit = partial_;
   partial_ = kNobody;
   read(visits, visit, partial_read_, prompts);
@@ -121,7 +136,8 @@ void Engine::admit(Visits& visits, Prompts& prompts, std::vector<std::uint32_t>&
 std::int64_t Engine::cached_tokens(const Visit& v) const {
   if (scheduler_->prefix_hit_share == 0) return 0;
   const auto hits = static_cast<std::int64_t>(scheduler_->prefix_hit_share * v.tokens_in);
-  return std::min<std::int64_t>(hits & -static_cast<std::int64_t>(scheduler_->block_tokens), v.to_read() - 1);
+  // At least one token is computed, and with it its block.
+  return std::min<std::int64_t>(hits, v.to_read() - 1) & -static_cast<std::int64_t>(scheduler_->block_tokens);
 }
 
 // The step being composed reads on in a prompt, `before` tokens of which are in the cache.
@@ -156,7 +172,7 @@ void Engine::begin_run(Visits& visits) {
   decodes_run_ = true;
   first_step_s_ = costs_->decode_step_s[static_cast<std::size_t>(contexts_.count())] + contexts_.attention_s();
   step_growth_s_ = contexts_.attention_growth_s();
-  run_steps_ = contexts_.steps_within(costs_->kv_capacity_bytes, agenda_.step() - decode_step_);
+  run_steps_ = contexts_.steps_within(costs_->kv_capacity_bytes, agenda_.step() - contexts_.steps());
   event_s_ = after(run_steps_);
   state_ = State::in_steps;
   visits.expect(agenda_.visit());
@@ -204,7 +220,6 @@ void Engine::end_steps(Visits& visits, std::vector<std::uint32_t>& served) {
     if (contexts_.most_bytes_after(run_steps_ - 1) > counts_.peak_kv_bytes)
       counts_.peak_kv_bytes = std::max(counts_.peak_kv_bytes, contexts_.kv_bytes_after(run_steps_ - 1));
     contexts_.advance(run_steps_);
-    decode_step_ += run_steps_;
     settle_agenda(visits, served);
   }
   for (const std::uint32_t visit : joining_) join(visits, visit, served);
@@ -213,7 +228,7 @@ void Engine::end_steps(Visits& visits, std::vector<std::uint32_t>& served) {
 }
 
 void Engine::settle_agenda(Visits& visits, std::vector<std::uint32_t>& served) {
-  while (!agenda_.empty() && agenda_.step() == decode_step_) {
+  while (!agenda_.empty() && agenda_.step() == contexts_.steps()) {
     const std::uint32_t visit = agenda_.visit();
     agenda_.pop();
     Visit& v = visits[visit];
@@ -237,7 +252,7 @@ void Engine::join(Visits& visits, std::uint32_t visit, std::vector<std::uint32_t
     return;
   }
   v.growing = contexts_.add(v.to_read());
-  v.joined_step = static_cast<std::uint32_t>(decode_step_);
+  v.joined_step = static_cast<std::uint32_t>(contexts_.steps());
   note(visits, visit);
 }
 
@@ -247,7 +262,7 @@ void Engine::note(Visits& visits, std::uint32_t visit) {
   const std::int64_t so_far = written(v);
   std::int64_t due = v.tokens_out - so_far;
   if (v.growing) due = std::min(due, static_cast<std::int64_t>(costs_->context.window) - v.tokens_in - so_far);
-  agenda_.add(decode_step_ + due, visit);
+  agenda_.add(contexts_.steps() + due, visit);
 }
 
 // Takes a visit out of the decodes, but for its entry on the agenda.

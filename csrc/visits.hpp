@@ -5,7 +5,9 @@
 namespace cascadia {
 
 inline constexpr std::uint32_t kNobody = 0xffffffff;
-inline constexpr std::uint32_t kMostRequests = 16'000'000;  // handles of visits take 24 bits in an engine's agenda
+inline constexpr int kHandleBits = 24;  // of a visit, in an engine's agenda
+inline constexpr std::uint32_t kMostRequests = 16'000'000;
+static_assert(kMostRequests <= 1U << kHandleBits);
 
 /// One request at one station, while it waits or is served there, in one line of the cache.
 struct alignas(64) Visit {
@@ -23,6 +25,8 @@ struct alignas(64) Visit {
 
   std::uint32_t to_read() const { return tokens_in + written; }
 };
+
+static_assert(sizeof(Visit) == 64);
 
 /// Visits in flight by handle. The one freed last is taken first: it is still in the cache. Memory for as many as there
 /// are requests is reserved, and used as far as they are in flight at once.

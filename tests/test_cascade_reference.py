@@ -127,10 +127,12 @@ def test_watermark_and_blocks() -> None:
 
 
 def test_prefix_hits() -> None:
-    """Of 7 tokens 80 % are 5, which is one block of 4; of 4, all are cached but the last is read."""
+    """Of 7 tokens 80 % are 5, which is one block of 4; of 4, all cached, the last has to be read, and so its block."""
     found = one(COSTS, [0.0, 100.0], [7, 4], [1, 1], Scheduler(block_tokens=4, prefix_hit_share=0.8))
     assert found.prompt_tokens[0] == 3 + 4
     found = one(COSTS, [0.0, 100.0], [7, 4], [1, 1], Scheduler(block_tokens=4, prefix_hit_share=1.0))
+    assert found.prompt_tokens[0] == 3 + 4
+    found = one(COSTS, [0.0, 100.0], [7, 5], [1, 1], Scheduler(block_tokens=4, prefix_hit_share=1.0))
     assert found.prompt_tokens[0] == 3 + 1
     assert found.finished_s.tolist() == [1.5, 101.0]  # one token that is sampled: a decode step
 

@@ -336,8 +336,8 @@ class Engine:
         visit.admission = self.admissions
         self.admissions += 1
         block = self.scheduler.block_tokens
-        shared = math.floor(self.scheduler.prefix_hit_share * visit.tokens_in) // block * block
-        visit.cached = min(shared, visit.to_read - 1)
+        shared = math.floor(self.scheduler.prefix_hit_share * visit.tokens_in)
+        visit.cached = min(shared, visit.to_read - 1) // block * block
         chunk = min(visit.to_read - visit.cached, budget)
         self._read(visit, chunk, step)
         return chunk
