@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cascadia_fast.planner import Planner as Planner
     from cascadia_fast.planner import plan as plan
     from cascadia_fast.problem import Problem as Problem
+    from cascadia_fast.simulation import Simulation as Simulation
+    from cascadia_fast.simulation import simulate as simulate
     from cascadia_fast.workload import ScoredRequests as ScoredRequests
     from cascadia_fast.workload import Workload as Workload
 
@@ -32,8 +34,10 @@ _HOME = {
     "Planner": "planner",
     "Problem": "problem",
     "ScoredRequests": "workload",
+    "Simulation": "simulation",
     "Workload": "workload",
     "plan": "planner",
+    "simulate": "simulation",
 }
 __all__ = sorted(_HOME)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cascadia_fast import _core
-from cascadia_fast.engine_parts import native_architecture, native_gpu
+from cascadia_fast.engine_parts import EngineParts
 from cascadia_fast.errors import ModelDoesNotFitError
 
 if TYPE_CHECKING:
@@ -54,45 +54,18 @@ def build_fleet(problem: Problem) -> tuple[StageFleet, ...]:
 
 
 def _stage_fleet(problem: Problem, stage: Stage) -> StageFleet:
-    gpu_spec = problem.gpu
-    gpu = native_gpu(gpu_spec)
-    efficiency = _core.Efficiency(**problem.profile.efficiency(stage.weights, stage.kv_dtype, problem.engine))
-    architecture = native_architecture(stage.model.architecture)
-    precision = _core.Precision(weights=stage.weights, kv=stage.kv_dtype)
-    limits = _core.EngineLimits(
-        max_num_seqs=problem.max_num_seqs,
-        max_batched_tokens=problem.max_batched_tokens,
-        memory_utilization=problem.memory_utilization,
-        gpus_per_node=problem.gpus_per_node,
-    )
-
-    def shapes(most: int) -> list[_core.Shape]:
-        return _core.valid_shapes(
-            architecture=architecture, precision=precision, gpu=gpu, gpus_total=most, limits=limits
-        )
-
-    every = shapes(problem.gpus_per_node * stage.model.architecture.layers)
+    parts = EngineParts.of(problem, stage)
+    every = parts.shapes(problem.gpus_per_node * stage.model.architecture.layers)
     if not every:
         raise ModelDoesNotFitError(
-            f"{stage.name} in {stage.weights} fits no number of {gpu_spec.name} GPUs with tensor parallelism inside "
+            f"{stage.name} in {stage.weights} fits no number of {problem.gpu.name} GPUs with tensor parallelism inside "
             f"nodes of {problem.gpus_per_node}; use smaller weights or GPUs with more memory"
         )
     most = max(problem.gpus_per_node, LARGEST_OVER_SMALLEST * every[0].gpus)
-    replicas = tuple(
-        _core.Replica(
-            architecture=architecture,
-            precision=precision,
-            gpu=gpu,
-            efficiency=efficiency,
-            shape=shape,
-            limits=limits,
-        )
-        for shape in every
-        if shape.gpus <= most
-    )
+    replicas = tuple(parts.replica(shape) for shape in every if shape.gpus <= most)
     statuses = tuple(
         problem.profile.status(
-            gpu_spec.name,
+            problem.gpu.name,
             problem.engine,
             stage.weights,
             stage.model.architecture,

@@ -11,13 +11,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast.errors import CascadiaWarning, InputError
+from cascadia_fast.student_t import student_t975
 from cascadia_fast.workload import ScoredRequests
 
 FloatArray = NDArray[np.float64]
@@ -355,31 +356,8 @@ def quality_ci95(requests: ScoredRequests, thresholds: Sequence[float]) -> tuple
     served = requests.quality[route(requests, thresholds), np.arange(requests.size)]
     mean = float(np.average(served, weights=requests.weight))
     variance = float(np.average((served - mean) ** 2, weights=requests.weight)) * effective / (effective - 1)
-    half_width = _student_t975(effective - 1) * math.sqrt(variance / effective)
+    half_width = student_t975(effective - 1) * math.sqrt(variance / effective)
     return max(mean - half_width, 0.0), min(mean + half_width, 100.0)
-
-
-def _student_t975(degrees: float) -> float:
-    """Return the 97.5 % quantile of Student's t with at least 1, not necessarily whole, degrees of freedom.
-
-    With t = √ν tan θ the probability of |T| < t is c ∫₀^θ cos^(ν-1), smooth enough for 20 Gauss nodes. It is concave in
-    θ and the normal quantile lies below the answer, so Newton's steps rise to it without overshooting.
-    """
-    scale = 2 / math.sqrt(math.pi) * math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2))
-    nodes, node_weights = _gauss_legendre()
-    theta = math.atan(1.96 / math.sqrt(degrees))
-    for _ in range(50):
-        integral = float(node_weights @ np.cos((nodes + 1) * theta / 2) ** (degrees - 1)) * theta / 2
-        step = (0.95 / scale - integral) / math.cos(theta) ** (degrees - 1)
-        theta += step
-        if abs(step) <= 1e-14 * theta:
-            break
-    return math.sqrt(degrees) * math.tan(theta)
-
-
-@cache
-def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
-    return np.polynomial.legendre.leggauss(20)
 
 
 def span_of(requests: ScoredRequests) -> float:

@@ -21,6 +21,7 @@ from reference import routing as oracle
 import cascadia_fast
 from cascadia_fast import routing
 from cascadia_fast.errors import CascadiaWarning, InputError
+from cascadia_fast.student_t import student_t975
 from cascadia_fast.workload import ScoredRequests
 
 # Ties, scores exactly at integer levels, and their nearest neighbours on either side.
@@ -355,7 +356,7 @@ def test_proportional_start_counts_weights() -> None:
 
 @pytest.mark.parametrize("degrees", [1, 1.3, 2, 3, 4.7, 10, 50, 407, 1e4, 1e6])
 def test_student_quantile_agrees_with_scipy(degrees: float) -> None:
-    assert routing._student_t975(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=1e-8)
+    assert student_t975(degrees) == pytest.approx(scipy.stats.t.ppf(0.975, degrees), rel=1e-8)
 
 
 def test_quality_interval_is_the_t_interval_of_the_served_mean() -> None:

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cascadia_fast.cli import calibrate, plan
+from cascadia_fast.cli import calibrate, plan, simulate
 from cascadia_fast.cli.outcome import BAD_INPUT_OR_NO_PLAN, BROKEN_PIPE, INTERRUPTED, discard_stdout, say
 
 NAME = "cascadia-fast"
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan.plan)
+app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 
 

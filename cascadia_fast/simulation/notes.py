@@ -1,0 +1,179 @@
+"""What a simulated run cannot claim, and what went wrong in it: one sentence each, the gravest first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cascadia_fast.simulation.columns import FINISHED, known
+from cascadia_fast.simulation.statistics import counted_until, present_at
+from cascadia_fast.simulation.traffic import MAX_REQUESTS
+from cascadia_fast.summary import duration
+
+if TYPE_CHECKING:
+    from cascadia_fast.simulation import Simulation
+    from cascadia_fast.simulation.statistics import Percentiles
+
+# A quantile stands on the requests beyond it: fewer than these in a section, and its interval is guesswork.
+LEAST_TAIL = 10
+WIDE = 0.1
+NAMED = 3
+# A stage keeps up when it finishes this share of what arrives; what its engines hold at the ends of a window differs.
+KEEPS_UP = 0.95
+GROWTH = 1.2
+SAME_RATE = 0.01
+
+
+def notes_of(run: Simulation) -> tuple[str, ...]:
+    """Return the sentences."""
+    return (
+        *_interrupted(run),
+        *_overloaded(run),
+        *_lost(run),
+        *_not_steady(run),
+        *_too_short(run),
+        *_preempted(run),
+        *_other_traffic(run),
+    )
+
+
+def _interrupted(run: Simulation) -> Iterator[str]:
+    if run.interrupted:
+        done = run.requests - run.counts["unfinished"]
+        yield f"Interrupted: {done:,} of {run.settings.requests:,} requests are done, and all figures are of those"
+
+
+def _overloaded(run: Simulation) -> Iterator[str]:
+    """Which stages fall behind, by the second half of the time in which requests arrive."""
+    columns = run.columns
+    if run.settings.concurrency is not None or columns.sent < 2:
+        return
+    start_s, end_s = (float(run.native.arrived_s[place]) for place in (0, columns.sent - 1))
+    window_s = np.array([(start_s + end_s) / 2, end_s])
+    length_s = float(window_s[1] - window_s[0])
+    if length_s <= 0:
+        return
+    for number, stage in enumerate(run.plan.stages):
+        arrived_s, admitted_s = columns.visit_arrivals_s(number), columns.visit_admissions_s(number)
+        finished_s = known(columns.times(number)[:, FINISHED])
+        came, done = (int(np.diff(counted_until(events_s, window_s))[0]) for events_s in (arrived_s, finished_s))
+        before, now = map(int, present_at(arrived_s, admitted_s, window_s))
+        # Engines that are still filling up finish less than arrives, too; only in overload does a queue form.
+        queues = now > run.stages[number].replicas
+        grows = now > GROWTH * before
+        if came and done < KEEPS_UP * came and queues and (grows or run.counts["timed_out"]):
+            effect = (
+                f"{now:,} wait at the last arrival, and latencies grow with the length of the run"
+                if grows
+                else "the others time out"
+            )
+            times = f", {came / done:.2f} times what it can do" if done else ""
+            yield (
+                f"Stage {stage.index + 1} ({stage.model}) is overloaded: {came / length_s:.3g} requests/s arrive and "
+                f"{done / length_s:.3g} are finished{times}; {effect}"
+            )
+
+
+def _lost(run: Simulation) -> Iterator[str]:
+    for status, what in (
+        ("timed_out", f"timed out after {duration(run.settings.timeout_s)}"),
+        ("refused", "were refused, as no engine of their last stage has room for their KV cache"),
+    ):
+        count = run.counts[status]
+        if count:
+            others = "latencies are those of the others" if run.counts["served"] else "there are no latencies"
+            yield f"{count:,} of {run.requests:,} requests ({100 * count / run.requests:.3g} %) {what}; {others}"
+
+
+def _not_steady(run: Simulation) -> Iterator[str]:
+    if run.measured.warm_up.at_limit:
+        yield (
+            "No steady state shows: the warm-up rule reached its limit of half the run, so latencies still change; "
+            "simulate more requests, or a lower rate"
+        )
+    if run.measured.short:
+        span_s = _span_s(run)
+        yield (
+            f"The run is short: its requests arrive {f'within {duration(span_s)}' if span_s else 'at once'} and 1 % of "
+            f"them take {duration(run.measured.p99_s)} or more, so it is measured while it still fills, or "
+            "intervals come out too narrow; simulate more requests"
+        )
+
+
+def _span_s(run: Simulation) -> float:
+    sent = run.columns.sent
+    return float(run.native.arrived_s[sent - 1] - run.native.arrived_s[0]) if sent else 0.0
+
+
+def _too_short(run: Simulation) -> Iterator[str]:
+    """Quantiles that stand on too few requests, or are known to no better than 10 %: p95 and p99 of a request's path,
+    and p95 of the stages."""
+    pairs = [(f"{name} of {what}", found, share, getattr(found, name)) for what, found, name, share in _claims(run)]
+    without = [(-found.count, what) for what, found, _, _ in pairs if not found.sections]
+    if without:
+        yield f"Too few requests for a confidence interval of the {_worst(without)}; simulate more"
+    tails = [(LEAST_TAIL / found.tail(share), what) for what, found, share, _ in pairs if found.sections]
+    thin = [(times, what) for times, what in tails if times > 1 + 1e-9]
+    if thin:
+        advice = _more(run, max(thin)[0])
+        yield (
+            f"Fewer than {LEAST_TAIL} requests lie beyond the {_worst(thin)} in each section that intervals come "
+            f"from; {advice}"
+        )
+    widths = [(estimate.relative_half_width, what) for what, found, _, estimate in pairs if found.sections]
+    wide = [(width, f"{what} (± {100 * width:,.0f} %)") for width, what in widths if width > WIDE]
+    if wide:
+        yield f"Known to no better than 10 %: {_worst(wide)}; {_more(run, (max(wide)[0] / WIDE) ** 2)}"
+
+
+def _claims(run: Simulation) -> Iterator[tuple[str, Percentiles, str, float]]:
+    for what, found in (("latency", run.latency), ("time to first token", run.ttft)):
+        if found is not None:
+            yield from ((what, found, "p95", 0.95), (what, found, "p99", 0.99))
+    for stage in run.stages:
+        if stage.latency is not None:
+            yield f"latency of stage {stage.index + 1}", stage.latency, "p95", 0.95
+
+
+def _worst(found: Sequence[tuple[float, str]]) -> str:
+    """The worst few by name, and how many more there are."""
+    ordered = [what for _, what in sorted(found, reverse=True)]
+    more = len(ordered) - NAMED
+    return _listed([*ordered[:NAMED], f"{more} more"] if more > 1 else ordered)
+
+
+def _preempted(run: Simulation) -> Iterator[str]:
+    for stage in run.stages:
+        if stage.preemptions:
+            yield (
+                f"Stage {stage.index + 1} ran out of KV cache: {stage.preemptions:,} preemptions, "
+                f"{100 * stage.preemptions_per_visit:.2g} per 100 visits, each read again what it had lost"
+            )
+
+
+def _other_traffic(run: Simulation) -> Iterator[str]:
+    planned = run.plan.workload
+    if run.settings.rate_per_s is None:
+        return
+    if abs(run.settings.rate_per_s / planned.rate_per_s - 1) > SAME_RATE:
+        yield (
+            f"The predictions are for {planned.rate_per_s:.4g} requests/s ({planned.rate_from}, headroom "
+            f"{planned.headroom:g}) and this run has {run.settings.rate_per_s:.4g}"
+        )
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+
+
+def _more(run: Simulation, times: float) -> str:
+    """Advice to simulate so many times the requests; two digits are enough for it."""
+    requests = max(run.columns.sent, 1) * times
+    size = 10 ** max(math.floor(math.log10(requests)) - 1, 0)
+    needed = math.ceil(requests / size) * size
+    if needed > MAX_REQUESTS:
+        return f"that would need more than the {MAX_REQUESTS:,} requests that can be simulated"
+    return f"simulate about {needed:,} requests"
