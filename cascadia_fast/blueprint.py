@@ -23,7 +23,7 @@ Interval = tuple[float | None, Threshold]
 
 @dataclass(frozen=True, slots=True)
 class Predicted(Record):
-    """What the latency model and the scored requests say of the plan; latencies are None where load is unstable.
+    """What the latency model, or simulation, and the scored requests say of the plan; None: load is unstable.
 
     `max_stage_p95_s` is the slowest stage's 95th percentile; the `end_to_end` ones are over one request's whole path,
     judge calls included. `quality` is the mean over the scored requests, `quality_ci95` its 95 % interval by Student's
@@ -172,10 +172,27 @@ class Iteration(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class SimulatedLatency(Record):
+    """Where latencies come from simulation: requests per run and their seed, and how many runs of a stage there were.
+
+    The plan's `latency_s` is then the slowest stage's p95 simulated alone, which was minimised among everything whose
+    p95 by formula is at most `screen` times that. Its p95s, in `predicted` and of the stages, are those of one
+    simulation of the whole cascade; `formula_latency_s` is the slowest stage's p95 by formula.
+    """
+
+    requests: int
+    seed: int
+    runs: int
+    screen: float
+    formula_latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SolverReport(Record):
     """How the plan was found and how good it provably is.
 
     `levels` counts the threshold levels per threshold; `bound` and `gap` (relative) are None where nothing is proved.
+    `simulated` is None where latencies come from the formula.
     """
 
     method: Literal["exact", "alternating"]
@@ -189,6 +206,7 @@ class SolverReport(Record):
     seconds: float
     highs: HighsProof | None = None
     trace: tuple[Iteration, ...] = ()
+    simulated: SimulatedLatency | None = None
 
 
 CalibrationStatus = Literal["calibrated", "interpolated", "transferred", "roofline"]

@@ -27,6 +27,7 @@ from cascadia_fast.blueprint import (
     Provenance,
     ReplicaGroup,
     Routing,
+    SimulatedLatency,
     SingleModel,
     SolverReport,
     StageCalibration,
@@ -34,9 +35,11 @@ from cascadia_fast.blueprint import (
 )
 from cascadia_fast.fleet import StageFleet
 from cascadia_fast.placement import Placement, place
-from cascadia_fast.prediction import end_to_end
+from cascadia_fast.prediction import EndToEnd, end_to_end
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
+from cascadia_fast.simulated_plan import SimulatedPlan
+from cascadia_fast.simulated_stages import CascadeRun
 from cascadia_fast.workload import Workload, bursty_warning
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ class Draft:
     proved: bool
     rounds: tuple[Round, ...]
     proof: Allocation
+    simulated: SimulatedPlan | None = None
 
     def shape(self, stage: int) -> _core.Shape:
         """Return the shape a stage runs in."""
@@ -130,7 +134,7 @@ def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
         warnings=_warnings(draft, routing),
         calibration=_calibration(draft),
         provenance=_provenance(draft),
-        solver=_solver(draft, latency_s, elapsed_s),
+        solver=_solver(draft, details, latency_s, elapsed_s),
     )
 
 
@@ -138,13 +142,18 @@ def _predicted(draft: Draft, details: dict[int, _core.StageDetail], latency_s: f
     requests = draft.workload.requests
     thresholds = draft.grid.thresholds(draft.routing)
     reached = {stage: detail for stage, detail in details.items() if detail["reach"] > 0}
-    path = end_to_end(
-        requests,
-        thresholds,
-        draft.grid.cells,
-        {stage: (detail["latency_s"], detail["first_token_s"]) for stage, detail in reached.items()},
-        draft.problem.judge.latency_s,
-    )
+    path: EndToEnd | CascadeRun
+    if draft.simulated is not None:
+        path = draft.simulated.run
+        latency_s = max(path.stage_p95_s.values())
+    else:
+        path = end_to_end(
+            requests,
+            thresholds,
+            draft.grid.cells,
+            {stage: (detail["latency_s"], detail["first_token_s"]) for stage, detail in reached.items()},
+            draft.problem.judge.latency_s,
+        )
     most = min(
         draft.deployment[stage].replicas * detail["capacity_per_s"] / detail["reach"]
         for stage, detail in reached.items()
@@ -184,6 +193,7 @@ def _routing(draft: Draft) -> Routing:
 def _stage(draft: Draft, stage: int, detail: _core.StageDetail, placement: Placement, at: int) -> StagePlan:
     problem, choice, shape = draft.problem, draft.deployment[stage], draft.shape(stage)
     spec = problem.stages[stage]
+    simulated_s = draft.simulated.run.stage_p95_s if draft.simulated else {}
     group = ReplicaGroup(
         count=choice.replicas,
         gpu=problem.gpu.name,
@@ -206,7 +216,7 @@ def _stage(draft: Draft, stage: int, detail: _core.StageDetail, placement: Place
         gpus=choice.replicas * shape.gpus,
         reach=detail["reach"],
         rate_per_s=detail["reach"] * draft.workload.rate_per_s,
-        p95_s=detail["p95_s"],
+        p95_s=simulated_s.get(stage, detail["p95_s"]),
         utilization=detail["utilization"],
         mean_batch=detail["mean_batch"],
         replicas=(group,),
@@ -231,7 +241,7 @@ def _best_single_model(draft: Draft) -> SingleModel:
     qualities = np.average(requests.quality, axis=1, weights=requests.weight)
     options = []
     for stage, quality in enumerate(qualities):
-        choice = draft.search.single(stage, draft.gpus)
+        choice = draft.simulated.singles[stage] if draft.simulated else draft.search.single(stage, draft.gpus)
         carries = math.isfinite(choice.latency_s)
         options.append(
             SingleModel(
@@ -250,7 +260,8 @@ def _best_single_model(draft: Draft) -> SingleModel:
 
 
 def _warnings(draft: Draft, routing: Routing) -> tuple[str, ...]:
-    found = [bursty_warning(draft.workload.arrivals)]
+    # Simulation takes the arrivals as they are.
+    found = [bursty_warning(draft.workload.arrivals) if draft.simulated is None else None]
     for stage, threshold in enumerate(routing.thresholds):
         if math.isinf(threshold):
             found.append(
@@ -288,8 +299,18 @@ def _version() -> str:
     return version("cascadia-fast")
 
 
-def _solver(draft: Draft, latency_s: float, elapsed_s: Callable[[], float]) -> SolverReport:
-    proof = draft.proof
+def _solver(
+    draft: Draft, details: dict[int, _core.StageDetail], latency_s: float, elapsed_s: Callable[[], float]
+) -> SolverReport:
+    proof, simulated = draft.proof, None
+    if draft.simulated is not None:
+        simulated = SimulatedLatency(
+            requests=draft.simulated.requests,
+            seed=draft.simulated.seed,
+            runs=draft.simulated.found.simulations,
+            screen=draft.simulated.found.screen,
+            formula_latency_s=max(detail["p95_s"] for detail in details.values()),
+        )
     return SolverReport(
         method=draft.method,  # type: ignore[arg-type]
         certificate=draft.certificate,
@@ -302,6 +323,7 @@ def _solver(draft: Draft, latency_s: float, elapsed_s: Callable[[], float]) -> S
         seconds=elapsed_s(),
         highs=HighsProof(proof.status, proof.latency_s, proof.columns, proof.seconds),
         trace=tuple(_iteration(draft.grid, step) for step in draft.rounds),
+        simulated=simulated,
     )
 
 

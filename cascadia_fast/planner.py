@@ -14,15 +14,17 @@ from cascadia_fast.allocation import Allocation, paper_milp, pruned_milp
 from cascadia_fast.alternating import Options, Round, alternate
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.drafting import Draft, draft_plan
-from cascadia_fast.errors import CascadiaError, InputError, NoPlanError
+from cascadia_fast.errors import CascadiaError, InputError, NoPlanError, UnsupportedError
 from cascadia_fast.fleet import build_fleet
 from cascadia_fast.infeasible import check_floor, no_allocation
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, routing_grid
 from cascadia_fast.schema import MAX_GPUS
+from cascadia_fast.simulated_plan import SimulatedPlan, plan_by_simulation
 from cascadia_fast.workload import Workload
 
 METHODS = ("exact", "alternating")
+LATENCIES = ("formula", "simulated")
 EXACT_STAGES = 3
 # Two routes to one optimum: what HiGHS and the search may differ by is its feasibility tolerance.
 AGREEMENT = 1e-6
@@ -39,6 +41,7 @@ class Task:
     gpus: int
     q_min: float
     method: str
+    latency: str
     paper_strict: bool
     max_utilization: float
     alternating: Options
@@ -55,6 +58,7 @@ class Answer:
     pruned: int
     proved: bool
     rounds: tuple[Round, ...] = ()
+    simulated: SimulatedPlan | None = None
 
 
 class Planner:
@@ -65,7 +69,7 @@ class Planner:
     problem
         The problem whose models, GPUs and goal are planned for.
     threads
-        Threads for look-up tables; None: all cores. Results are the same for any number.
+        Threads for look-up tables and simulations; None: all cores. Results are the same for any number.
 
     Raises
     ------
@@ -90,6 +94,7 @@ class Planner:
         workload: Workload | None = None,
         previous: Plan | None = None,
         alternating: Options | None = None,
+        latency: str | None = None,
     ) -> Plan:
         """Return the best plan; what is not given is the problem's.
 
@@ -109,6 +114,9 @@ class Planner:
             A plan in force: among equally good plans the one nearest to it is chosen.
         alternating
             What method ``alternating`` starts with, how patient it is, and what missing quality weighs.
+        latency
+            Where p95s come from: ``formula``, or ``simulated``, the paper's way, which sees the trace itself and takes
+            a hundred times longer. For method ``exact`` without `paper_strict`.
 
         Raises
         ------
@@ -117,7 +125,7 @@ class Planner:
         NoPlanError
             No plan exists: the subclass and the message name the constraint that binds.
         """
-        task = self._task(gpus, q_min, rate_per_s, method, workload)
+        task = self._task(gpus, q_min, rate_per_s, method, workload, latency)
         if alternating is not None:
             task = replace(task, alternating=alternating)
         for library in ("cascadia_fast.routing_kernels", "highspy"):  # loading them once is no part of solving
@@ -126,9 +134,12 @@ class Planner:
         grid = routing_grid(task.workload.requests)
         check_floor(grid, task.q_min)
         search = self._search(task, grid)
-        answer = (
-            self._exact(task, grid, search, previous) if task.method == "exact" else self._alternate(task, grid, search)
-        )
+        if task.latency == "simulated":
+            answer = self._simulate(task, grid, search, previous)
+        elif task.method == "exact":
+            answer = self._exact(task, grid, search, previous)
+        else:
+            answer = self._alternate(task, grid, search)
         proof = self._prove(task, search, answer)
         finished = proof.status == "optimal"
         draft = Draft(
@@ -150,6 +161,7 @@ class Planner:
             proved=answer.proved and finished,
             rounds=answer.rounds,
             proof=proof,
+            simulated=answer.simulated,
         )
         return draft_plan(draft, lambda: time.perf_counter() - started_s)
 
@@ -164,6 +176,7 @@ class Planner:
         rate_per_s: float | None,
         method: str | None,
         workload: Workload | None,
+        latency: str | None,
     ) -> Task:
         goal = self.problem.goal
         workload = self.problem.workload if workload is None else workload
@@ -190,7 +203,13 @@ class Planner:
                 f"method exact plans up to {EXACT_STAGES} stages and the cascade has {len(models)}; "
                 "use method alternating"
             )
-        return Task(workload, gpus, q_min, method, goal.paper_strict, goal.max_utilization, Options())
+        latency = goal.latency if latency is None else latency
+        if latency not in LATENCIES:
+            raise InputError(f"latency is {latency!r}; use {' or '.join(LATENCIES)}")
+        if latency == "simulated" and (method != "exact" or goal.paper_strict):
+            other = f"method {method}" if method != "exact" else "paper_strict"
+            raise UnsupportedError(f"{other} plans by the latency formula; drop latency simulated, or {other}")
+        return Task(workload, gpus, q_min, method, latency, goal.paper_strict, goal.max_utilization, Options())
 
     def _search(self, task: Task, grid: RoutingGrid) -> _core.CascadeSearch:
         workload = task.workload
@@ -222,6 +241,33 @@ class Planner:
         )
         return Answer(found.routing, tuple(found.stages), certificate, found.evaluated, pruned, proved=True)
 
+    def _simulate(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch, previous: Plan | None) -> Answer:
+        start = search.exact(task.gpus, task.q_min)
+        if start.routing < 0:
+            raise self._no_allocation(task, search)
+        made = plan_by_simulation(
+            search,
+            grid,
+            task.workload,
+            [stage.replicas for stage in self.fleet],
+            start,
+            gpus=task.gpus,
+            quality_floor=task.q_min,
+            max_utilization=task.max_utilization,
+            previous_gpus=self._gpus_of(previous),
+            judge_latency_s=self.problem.judge.latency_s,
+            threads=self.threads,
+        )
+        found = made.found
+        pruned = found.meet_floor - found.evaluated
+        certificate = (
+            f"best by simulation, each stage alone, of {found.evaluated:,} of the {found.meet_floor:,} distinct "
+            f"routings that meet the floor; the formula puts the others beyond {found.screen:.3g} times its p95"
+        )
+        return Answer(
+            found.routing, found.deployment, certificate, found.evaluated, pruned, proved=False, simulated=made
+        )
+
     def _alternate(self, task: Task, grid: RoutingGrid, search: _core.CascadeSearch) -> Answer:
         settings = task.alternating.on(grid, task.workload.requests)
         run = alternate(search, grid, task.gpus, task.q_min, settings)
@@ -241,6 +287,9 @@ class Planner:
         """Let HiGHS solve the allocation of the routing found; disagreement with the search is an error."""
         latency_s = max(choice.latency_s for choice in answer.deployment)
         stages = range(len(answer.deployment))
+        if answer.simulated is not None:
+            proof = pruned_milp(answer.simulated.found.columns, task.gpus, latency_s * (1 + AGREEMENT))
+            return self._agreed(proof, latency_s)
         if task.paper_strict or task.gpus <= WHOLE_TABLE_GPUS:
             tables = [search.table(answer.routing, stage, task.gpus, self.threads)[0] for stage in stages]
         if task.paper_strict:
@@ -255,6 +304,10 @@ class Planner:
                     for stage in columns
                 ]
             proof = pruned_milp(pairs, task.gpus, latency_s * (1 + AGREEMENT))
+        return self._agreed(proof, latency_s)
+
+    @staticmethod
+    def _agreed(proof: Allocation, latency_s: float) -> Allocation:
         if proof.status == "optimal" and abs(proof.latency_s - latency_s) > AGREEMENT * latency_s:
             raise CascadiaError(
                 f"HiGHS allocates for {proof.latency_s:.9g} s and the search for {latency_s:.9g} s; this is a defect, "

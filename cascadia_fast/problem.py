@@ -78,6 +78,7 @@ class Changes(TypedDict, total=False):
     max_utilization: float
     paper_strict: bool
     method: str
+    latency: str
     simulated_auc: float | None
     judge_seed: int
     judge_latency_s: float
@@ -92,6 +93,7 @@ _PLACE_OF_CHANGE = {
     "max_utilization": ("goal", "max_utilization"),
     "paper_strict": ("goal", "paper_strict"),
     "method": ("goal", "method"),
+    "latency": ("goal", "latency"),
     "simulated_auc": ("judge", "simulated_auc"),
     "judge_seed": ("judge", "seed"),
     "judge_latency_s": ("judge", "latency_s"),

@@ -111,6 +111,7 @@ class Goal(_Section):
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9
     paper_strict: bool = False
     method: Literal["exact", "alternating"] = "exact"
+    latency: Literal["formula", "simulated"] = "formula"
 
 
 class Engine(_Section):

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from cascadia_fast.summary_layout import Report, Table, draw, encodable, plain, to_ascii
 
 if TYPE_CHECKING:
-    from cascadia_fast.blueprint import HighsProof, Plan, ReplicaGroup, SingleModel, StagePlan
+    from cascadia_fast.blueprint import HighsProof, Plan, ReplicaGroup, SimulatedLatency, SingleModel, StagePlan
 
 DEFAULT_COMMAND = ("cascadia-fast", "plan", "FILE")
 
@@ -153,6 +153,8 @@ def _facts(plan: Plan) -> tuple[tuple[str, str], ...]:
         ("GPUs", _gpus(plan)),
         ("work", _work(plan)),
     ]
+    if plan.solver.simulated is not None:
+        facts.insert(-2, ("simulated", _simulated(plan, plan.solver.simulated)))
     if plan.skipped_models:
         facts.append(("not used", f"{', '.join(plan.skipped_models)}: no request has to go there to meet the floor"))
     if len(plan.stages) > 1:
@@ -214,6 +216,15 @@ def _latency(plan: Plan) -> str:
     return (
         f"predicted end to end p50 {duration(predicted.end_to_end_p50_s)}, p95 {duration(predicted.end_to_end_p95_s)}; "
         f"slowest stage p95 {duration(predicted.max_stage_p95_s)}; {first} p95 {duration(predicted.ttft_p95_s)}{before}"
+    )
+
+
+def _simulated(plan: Plan, simulated: SimulatedLatency) -> str:
+    """Where the latencies come from, and what the formula says of the one that was minimised."""
+    return (
+        f"{_plural(simulated.requests, 'request')} of the whole cascade (seed {simulated.seed}), after "
+        f"{_plural(simulated.runs, 'run')} of a stage alone; slowest stage alone p95 {duration(plan.latency_s)}, by "
+        f"formula {duration(simulated.formula_latency_s)}"
     )
 
 
@@ -361,8 +372,10 @@ def _next(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> tuple
     found = []
     if lower < plan.q_min:
         found.append((line("--q-min", _plain(lower)), "what a lower quality floor buys"))
-    else:
+    elif plan.solver.simulated is None:
         found.append((line("--method", "alternating"), "what the paper's own loop finds"))
+    else:
+        found.append((line("--latency", "formula"), "what the latency formula finds"))
     if plan.gpus < plan.pool_gpus:
         found.append((line("--gpus", str(plan.gpus)), "the same without the idle GPUs"))
     elif 2 * plan.pool_gpus <= _MAX_GPUS:

@@ -62,7 +62,16 @@ def edited(example: Path, **sections: object) -> Path:
 def test_help_lists_commands_and_options() -> None:
     assert "plan" in run("--help").stdout
     text = run("plan", "--help").stdout
-    for option in ("--gpus", "--q-min", "--rate", "--method", "--objective", "--paper-strict", "--threads", "--json"):
+    for option in (
+        "--gpus",
+        "--q-min",
+        "--rate",
+        "--method",
+        "--objective",
+        "--paper-strict",
+        "--latency",
+        "--threads",
+    ):
         assert option in text
 
 

@@ -27,6 +27,7 @@ _OVERRIDES = {
     "--q-min": ("goal.q_min", "q_min", float),
     "--rate": ("workload.rate_per_s", "rate_per_s", float),
     "--method": ("goal.method", "method", str),
+    "--latency": ("goal.latency", "latency", str),
     "--objective": ("goal.objective", "objective", str),
 }
 
@@ -41,6 +42,10 @@ def plan(
     method: Annotated[
         str | None, typer.Option(metavar="exact|alternating", help="How to search; default: exact.")
     ] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(metavar="formula|simulated", help="Where the p95s of stages come from; default: formula."),
+    ] = None,
     objective: Annotated[
         str | None, typer.Option(metavar="NAME", help="What to minimise; this version knows max_stage_p95.")
     ] = None,
@@ -53,7 +58,7 @@ def plan(
     ] = False,
     threads: Annotated[
         str | None,
-        typer.Option(metavar="T", help="Threads for look-up tables (used with --paper-strict); default: all cores."),
+        typer.Option(metavar="T", help="Threads for look-up tables and simulations; default: all cores."),
     ] = None,
     output: Annotated[
         str | None,
@@ -66,7 +71,7 @@ def plan(
 ) -> None:
     """Plan the models, GPUs, parallelism and thresholds of a cascade. Options override FILE."""
     texts = {"--gpus": gpus, "--q-min": q_min, "--rate": rate, "--method": method, "--objective": objective}
-    texts |= {"--threads": threads, "-o": output}
+    texts |= {"--latency": latency, "--threads": threads, "-o": output}
     given = {option: text for option, text in texts.items() if text is not None}
     switches = ["--paper-strict"] * paper_strict + ["--json"] * as_json
     with outcome() as warnings:
