@@ -31,7 +31,7 @@ from reference import cascade_engine, cascade_simulation, event_simulation
 from cascadia_fast import _core
 from cascadia_fast.planner import Planner
 from cascadia_fast.problem import Problem
-from cascadia_fast.simulated_system import SimulatedSystem, build_system
+from cascadia_fast.simulation.system import SimulatedSystem, build_system
 
 CASES = Path(__file__).parent / "cases"
 REQUESTS = 100_000

@@ -203,6 +203,17 @@ def _cascade(gpus: int, target: str, *further: tuple[str, str]) -> Row:
     return Row(what, lambda run: PEER_SIMULATOR + slow(run), target, measured)
 
 
+def _by_simulation() -> Row:
+    name = "simulated_latency::plan_by_simulation"
+    best = f"{PAPER}; by the formula here: "
+    return Row(
+        "`exact` plan with `latency: simulated`, deepseek case, 32 GPUs, new traffic every call, two threads",
+        lambda run: best + _time(run.median_s(f"{name}[formula]")),
+        "≤ 5 s",
+        _median(f"{name}[simulated]"),
+    )
+
+
 def _runs() -> Row:
     def measured(run: Run) -> str:
         alone_s, both_s = (run.median_s(f"simulation::runs[{threads}]") for threads in (1, 2))
@@ -246,6 +257,7 @@ ROWS = (
     _cascade(1024, "≥ 1 M/s"),
     _runs(),
     _simulated_memory(),
+    _by_simulation(),
     _observe(),
     Row("`cascadia-fast plan`, new process", _said(PEER_COMMAND), "≤ 1 s", _median("command::plan")),
     Row("the same, first run ever", _said("–"), "≤ 8 s", _median("command::first_plan_ever")),
