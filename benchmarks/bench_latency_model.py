@@ -139,7 +139,7 @@ def search() -> _core.CascadeSearch:
     workload = problem().workload
     return _core.CascadeSearch(
         replicas=[list(stage.replicas) for stage in Planner(problem()).fleet],
-        cells=[(cells.tokens_in, cells.tokens_out) for cells in grid().cells],
+        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid().cells],
         share=list(grid().cell_weight),
         quality=grid().quality,
         levels=[len(levels) for levels in grid().levels],

@@ -29,7 +29,7 @@ from load_cases import BANDS, DISPATCHED, STRATA, Case, draw, draw_dispatched
 from numpy.typing import NDArray
 
 from cascadia_fast import _core
-from cascadia_fast.routing import length_cells
+from cascadia_fast.routing import LengthCells, length_cells
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from reference import event_simulation
@@ -64,9 +64,9 @@ class Reference:
     mean_running: float
     preemptions: float  # per request
     requests: int
-    tokens_in: list[float]  # the length cells of the traffic
-    tokens_out: list[float]
-    share: list[float]
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Reference))  # older caches hold more
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,6 @@ def simulate(case: Case) -> Reference:
             growth = np.clip(1.2 * (half_width(runs, "p95_s") / HALF_WIDTH) ** 2, 1.5, 40)
             requests, runs = min(LONGEST_RUN, int(requests * growth)), []
         runs.append(run(case, rate_per_s, requests, rng))
-    tokens_in, tokens_out = (tokens.astype(float) for tokens in population)
-    cells = length_cells(tokens_in, tokens_out, np.ones(tokens_in.size))
     mean = {name: float(np.mean([getattr(one, name) for one in runs])) for name in MEANS}
     return Reference(
         capacity_per_s=capacity_per_s,
@@ -113,9 +111,6 @@ def simulate(case: Case) -> Reference:
         half_width=half_width(runs, "p95_s"),
         ttft_half_width=half_width(runs, "ttft_p95_s"),
         requests=len(runs) * requests,
-        tokens_in=cells.tokens_in.tolist(),
-        tokens_out=cells.tokens_out.tolist(),
-        share=(np.bincount(cells.cell_of) / len(cells.cell_of)).tolist(),
         **mean,
     )
 
@@ -159,8 +154,9 @@ def predict(case: Case, reference: Reference) -> Prediction:
     replicas, rate_per_s, scv = case.replicas, reference.rate_per_s, case.cv**2
     if case.dispatch == "random":
         replicas, rate_per_s, scv = 1, rate_per_s / replicas, 1 + (scv - 1) / replicas
-    share = np.array(reference.share)
-    cells = np.array(reference.tokens_in), np.array(reference.tokens_out)
+    tokens_in, tokens_out = (tokens.astype(float) for tokens in case.population())
+    cells = length_cells(tokens_in, tokens_out, np.ones(tokens_in.size))
+    share = np.bincount(cells.cell_of) / tokens_in.size
     found = stage(case.engine(), cells, share, rate_per_s, scv, replicas)
     if not np.isfinite(found["p95_s"]):
         return Prediction(np.inf, np.inf, found["utilization"])
@@ -172,21 +168,22 @@ def predict(case: Case, reference: Reference) -> Prediction:
 
 def stage(
     engine: _core.Replica,
-    cells: tuple[FloatArray, FloatArray],
+    cells: LengthCells,
     share: FloatArray,
     rate_per_s: float,
     scv: float,
     replicas: int,
+    dispersion: FloatArray | None = None,
 ) -> _core.StageDetail:
     """Ask production for a cascade of one stage, `replicas` engines that take in `rate_per_s` together."""
     search = _core.CascadeSearch(
         replicas=[[engine]],
-        cells=[cells],
+        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out)],
         share=[share[None]],
         quality=np.ones(1),
         levels=[],
         routings=np.zeros((1, 0), np.int32),
-        traffic=_core.Traffic(rate_per_s=rate_per_s, scv=scv, max_utilization=UNCAPPED),
+        traffic=_core.Traffic(rate_per_s=rate_per_s, scv=scv, max_utilization=UNCAPPED, dispersion=dispersion),
     )
     return search.evaluate(0, 0, 0, replicas)
 
@@ -230,7 +227,7 @@ class Cache:
             if done % SAVE_EVERY == 0 or done == len(missing):
                 self.save()
                 print(f"{done}/{len(missing)} simulated in {time.perf_counter() - begin_s:.0f} s", file=sys.stderr)
-        return [Reference(**self.known[name]) for name in keys]
+        return [Reference(**{field: self.known[name][field] for field in FIELDS}) for name in keys]
 
     def save(self) -> None:
         if self.path:

@@ -8,7 +8,8 @@ share of the simulated capacity; nothing is repeated, so the length of the run i
 with the requests shuffled, a gamma renewal stream of the same CV, and a Poisson stream. Predictions, all of them by the
 analytic model:
 
-cv          what production does: the mean rate, and the CV of the gaps
+swings      what production does: the mean rate, and the dispersion over the time in which the batch relaxes
+cv          the mean rate, and the CV of the gaps, as if they were independent
 minute      the same at the rate of ``rate_from: p95_1min``
 dispersion  the mean rate; in the place of CV^2 the index of dispersion of counts over a mean time in the system
 settling    the same over a mean time in the system divided by the idle share, which is how long a queue takes to
@@ -129,12 +130,11 @@ class Model:
 
     def __init__(self, trace: Trace, spec: EngineSpec, replicas: int) -> None:
         self.engine, self.replicas = spec.engine(), replicas
-        cells = length_cells(trace.tokens_in.astype(float), trace.tokens_out.astype(float), np.ones(trace.size))
-        self.cells = cells.tokens_in, cells.tokens_out
-        self.share = np.bincount(cells.cell_of) / trace.size
+        self.cells = length_cells(trace.tokens_in.astype(float), trace.tokens_out.astype(float), np.ones(trace.size))
+        self.share = np.bincount(self.cells.cell_of) / trace.size
 
-    def p95_s(self, rate_per_s: float, scv: float) -> float:
-        return self._stage(rate_per_s, scv)["p95_s"]
+    def p95_s(self, rate_per_s: float, scv: float, swings: FloatArray | None = None) -> float:
+        return self._stage(rate_per_s, scv, swings)["p95_s"]
 
     def mean_s(self, rate_per_s: float, scv: float) -> float:
         found = self._stage(rate_per_s, scv)
@@ -142,8 +142,8 @@ class Model:
             return np.inf
         return float(np.average(found["latency_s"].mean(axis=0), weights=self.share))
 
-    def _stage(self, rate_per_s: float, scv: float) -> _core.StageDetail:
-        return stage(self.engine, self.cells, self.share, rate_per_s, scv, self.replicas)
+    def _stage(self, rate_per_s: float, scv: float, swings: FloatArray | None = None) -> _core.StageDetail:
+        return stage(self.engine, self.cells, self.share, rate_per_s, scv, self.replicas, swings)
 
 
 def measure(trace: Trace, spec: EngineSpec, capacity_per_s: float, replicas: int, utilization: float) -> Row:
@@ -166,6 +166,7 @@ def measure(trace: Trace, spec: EngineSpec, capacity_per_s: float, replicas: int
         simulated_s=simulated(trace, spec, times_s, rate_per_s, replicas),
         predicted_s={
             "poisson": model.p95_s(rate_per_s, 1.0),
+            "swings": model.p95_s(rate_per_s, scv, arrivals.swings),
             "cv": model.p95_s(rate_per_s, scv),
             "minute": model.p95_s(minute_per_s, scv),
             **{name: model.p95_s(rate_per_s, value) for name, value in dispersions.items()},

@@ -57,12 +57,12 @@ def predicted_s(planner: Planner, plan: Plan, workload: Workload) -> dict[str, f
     routing = grid.routing_of(workload.requests, thresholds)
     search = _core.CascadeSearch(
         replicas=[list(stage.replicas) for stage in planner.fleet],
-        cells=[(cells.tokens_in, cells.tokens_out) for cells in grid.cells],
+        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid.cells],
         share=list(grid.cell_weight),
         quality=grid.quality,
         levels=[len(levels) for levels in grid.levels],
         routings=grid.routings,
-        traffic=_core.Traffic(rate_per_s=workload.rate_per_s, scv=workload.cv**2),
+        traffic=_core.Traffic(rate_per_s=workload.rate_per_s, scv=workload.cv**2, dispersion=workload.swings),
     )
     details = {}
     for stage in plan.stages:

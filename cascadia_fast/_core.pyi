@@ -210,6 +210,8 @@ def latency_quantiles(
     arrival_scv: float = 1.0,
     replicas: int = 1,
     q: float = 0.95,
+    spread_out: NDArray[np.float64] | None = None,
+    dispersion: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]: ...
 def closed_loop(
     *,
@@ -234,6 +236,7 @@ def idle_bounds(
     tokens_out: NDArray[np.float64],
     share: NDArray[np.float64],
     q: float = 0.95,
+    spread_out: NDArray[np.float64] | None = None,
 ) -> NDArray[np.float64]: ...
 
 class Choice:
@@ -256,6 +259,7 @@ class Traffic:
         max_utilization: float = 0.9,
         quantile: float = 0.95,
         idle_stage_keeps_replica: bool = False,
+        dispersion: NDArray[np.float64] | None = None,
     ) -> None: ...
 
 class ExactResult:
@@ -301,7 +305,7 @@ class CascadeSearch:
         self,
         *,
         replicas: Sequence[Sequence[Replica]],
-        cells: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+        cells: Sequence[Sequence[NDArray[np.float64]]],
         share: Sequence[NDArray[np.float64]],
         quality: NDArray[np.float64],
         levels: Sequence[int],

@@ -215,7 +215,7 @@ class Planner:
         workload = task.workload
         return _core.CascadeSearch(
             replicas=[list(stage.replicas) for stage in self.fleet],
-            cells=[(cells.tokens_in, cells.tokens_out) for cells in grid.cells],
+            cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid.cells],
             share=list(grid.cell_weight),
             quality=grid.quality,
             levels=[len(levels) for levels in grid.levels],
@@ -225,6 +225,7 @@ class Planner:
                 scv=workload.cv**2,
                 max_utilization=task.max_utilization,
                 idle_stage_keeps_replica=task.paper_strict,
+                dispersion=workload.swings,
             ),
         )
 

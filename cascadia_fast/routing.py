@@ -29,6 +29,7 @@ QUALITY_SLACK = 1e-9  # points by which a mean may miss a floor and still meet i
 OWN_CELL_REQUESTS = 512  # up to here a sample is so small that binning its lengths would lose more than it saves
 FINE_STAGES = 3  # cascades up to here get all of 0 … 100 and never, longer ones at most COARSE_COMBINATIONS
 COARSE_COMBINATIONS = 20_000
+ROUNDING = 1e-9  # relative, of a variance made of sums
 GRID_ENTRIES = 1 << 24  # combinations × length cells of the last stage: 128 MiB
 
 
@@ -42,11 +43,15 @@ class LengthCells:
         Shape (K,): the cells' mean lengths in tokens.
     cell_of
         Shape (n,): the cell of each request.
+    spread_out
+        Shape (K,): standard deviation of the answers' lengths within each cell. The tail of the answers is sparse, so
+        that a p95 taken from cell means alone can be 14 % off.
     """
 
     tokens_in: FloatArray
     tokens_out: FloatArray
     cell_of: IndexArray
+    spread_out: FloatArray
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -141,14 +146,18 @@ def length_cells(input_tokens: FloatArray, output_tokens: FloatArray, weight: Fl
     tokens_in, tokens_out, share = (np.ascontiguousarray(a, np.float64) for a in (input_tokens, output_tokens, weight))
     cell_of = np.arange(share.size, dtype=np.int32)
     if share.size <= OWN_CELL_REQUESTS:
-        return LengthCells(_sealed(tokens_in.copy()), _sealed(tokens_out.copy()), _sealed(cell_of))
+        alone = _sealed(np.zeros(share.size))
+        return LengthCells(_sealed(tokens_in.copy()), _sealed(tokens_out.copy()), _sealed(cell_of), alone)
     from cascadia_fast import routing_kernels as kernels
 
     cells = kernels.assign_cells(tokens_in.view(np.int64), tokens_out.view(np.int64), share, cell_of)
-    sums = np.zeros((cells, 3))
+    sums = np.zeros((cells, 4))
     kernels.sum_cells(cell_of, tokens_in, tokens_out, share, sums)
     means = np.ascontiguousarray((sums[:, 1:] / sums[:, :1]).T)
-    return LengthCells(_sealed(means[0]), _sealed(means[1]), _sealed(cell_of))
+    # Rounding leaves a little where all answers are equally long.
+    variance = means[2] - means[1] ** 2
+    spread = np.sqrt(np.where(variance > ROUNDING * means[2], variance, 0.0))
+    return LengthCells(_sealed(means[0]), _sealed(means[1]), _sealed(cell_of), _sealed(spread))
 
 
 def routing_grid(requests: ScoredRequests, levels: Levels = None) -> RoutingGrid:

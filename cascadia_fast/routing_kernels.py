@@ -192,9 +192,10 @@ def assign_cells(input_bits: np.ndarray, output_bits: np.ndarray, weight: np.nda
 def sum_cells(
     cell_of: np.ndarray, input_tokens: np.ndarray, output_tokens: np.ndarray, weight: np.ndarray, sums: np.ndarray
 ) -> None:
-    """Add weight, weighted input tokens and weighted output tokens of each request to its cell's row."""
+    """Add weight, weighted input and output tokens, and weighted squares of outputs, to each request's cell's row."""
     for r in range(weight.size):
         cell = np.uint32(cell_of[r])
         sums[cell, 0] += weight[r]
         sums[cell, 1] += weight[r] * input_tokens[r]
         sums[cell, 2] += weight[r] * output_tokens[r]
+        sums[cell, 3] += weight[r] * output_tokens[r] * output_tokens[r]

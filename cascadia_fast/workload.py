@@ -16,9 +16,11 @@ from cascadia_fast.errors import InputError, did_you_mean
 
 RATE_SOURCES = ("mean", "p95_1min", "peak_1min")
 DISPERSION_WINDOWS_S = (1, 10, 60)
+# The slowest swings matter most near saturation, and a trace holds few of them: four say more than none.
+MIN_SWINGS = 4
 # Below this many windows the variance of the counts is too uncertain to print.
 MIN_WINDOWS = 10
-# A renewal process with CV 2 is the edge of what the latency model was checked against; Poisson arrivals have
+# Gaps with CV 2 are the edge of what the latency model was checked against; Poisson arrivals have
 # dispersion 1 at every window, and 3 over a minute is far outside the sampling error of an hour of them.
 BURSTY_CV = 2.0
 BURSTY_DISPERSION = 3.0
@@ -178,6 +180,9 @@ class Arrivals:
         Arrivals in the trace and the time from first to last; zero when only a rate is given.
     times_s
         Shape (count,), ascending; None when only a rate is given.
+    swings
+        Shape (K,): index of dispersion of counts over windows of 1, 2, 4 … mean gaps, up to a quarter of the trace;
+        stretching time leaves it as it is. Empty when only a rate is given: gaps are independent then.
     """
 
     rate_per_s: float
@@ -188,6 +193,7 @@ class Arrivals:
     count: int
     duration_s: float
     times_s: FloatArray | None
+    swings: FloatArray = field(default_factory=lambda: _sealed(np.empty(0)))
 
     @classmethod
     def from_rate(cls, rate_per_s: float, cv: float = 1.0) -> Self:
@@ -240,17 +246,21 @@ class Arrivals:
             count=times.size,
             duration_s=duration_s,
             times_s=times,
+            swings=_swings((times - times[0]) * rate_per_s),
         )
 
     def rescaled(self, rate_per_s: float) -> Arrivals:
-        """Stretch time so that the mean rate becomes `rate_per_s`; the CV stays, the statistics per window do not."""
+        """Stretch time to the mean rate `rate_per_s`; CV and swings stay, the statistics per window do not."""
         _require_rate("rate_per_s", rate_per_s)
         if self.times_s is None:
             return Arrivals.from_rate(rate_per_s, self.cv)
         start_s = self.times_s[0]
         stretch = self.rate_per_s / rate_per_s
         return dataclasses.replace(
-            Arrivals.from_times(_sealed((self.times_s - start_s) * stretch)), rate_per_s=rate_per_s, cv=self.cv
+            Arrivals.from_times(_sealed((self.times_s - start_s) * stretch)),
+            rate_per_s=rate_per_s,
+            cv=self.cv,
+            swings=self.swings,
         )
 
     def rate_by(self, rate_from: str) -> float:
@@ -310,6 +320,15 @@ class Workload:
         """Plan the rate that `rate_from` picks from `arrivals`, times `headroom`."""
         return cls(requests, arrivals, arrivals.rate_by(rate_from) * headroom, arrivals.cv, rate_from, headroom)
 
+    @property
+    def swings(self) -> FloatArray:
+        """Those of the arrivals that the planned rate leaves out: over a minute at most where it is a minute's."""
+        known = self.arrivals.swings
+        if self.rate_from == "mean":
+            return known
+        octaves = int(np.log2(max(60 * self.arrivals.rate_per_s, 1))) + 1
+        return known[:octaves]
+
     def replace(self, **changes: Any) -> Workload:
         """Return a copy with fields replaced; the planned rate and CV stay unless they are given."""
         known = [item.name for item in dataclasses.fields(self)]
@@ -325,14 +344,14 @@ class Workload:
         return dataclasses.replace(self, arrivals=arrivals, rate_per_s=rate_per_s)
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of what planning sees: the requests, the planned rate and the CV."""
+        """Return the SHA-256 of what planning sees: the requests, the planned rate, the CV and the swings."""
         digest = hashlib.sha256(self.requests.content_hash().encode())
-        digest.update(np.array([self.rate_per_s, self.cv], dtype="<f8").data)
+        digest.update(np.array([self.rate_per_s, self.cv, *self.swings], dtype="<f8").data)
         return digest.hexdigest()
 
 
 def bursty_warning(arrivals: Arrivals) -> str | None:
-    """Return one sentence when arrivals are too bursty for the latency model, which assumes renewal arrivals."""
+    """Return one sentence when arrivals are burstier than the latency model, which knows variances, is sure about."""
     longest_s = max(arrivals.dispersion, default=0)
     dispersion = arrivals.dispersion.get(longest_s, 1.0)
     reasons = []
@@ -345,9 +364,22 @@ def bursty_warning(arrivals: Arrivals) -> str | None:
     if not reasons:
         return None
     return (
-        f"The latency model takes arrivals as a renewal process, but {' and '.join(reasons)}; "
+        f"The latency model knows of bursts how much they vary, not when they come, and {' and '.join(reasons)}; "
         "plan with rate_from: p95_1min or with headroom"
     )
+
+
+def _swings(times: FloatArray) -> FloatArray:
+    """Return the index of dispersion over windows of 1, 2, 4 … time units; windows overlap by seven eighths."""
+    length = int(times[-1])
+    upto = np.concatenate([[0], np.cumsum(np.bincount(times.astype(np.int64), minlength=length + 1)[:length])])
+    found: list[float] = []
+    while (window := 1 << len(found)) * MIN_SWINGS <= length:
+        step = max(1, window >> 3)
+        counts = upto[window::step] - upto[: length + 1 - window : step]
+        # Windows that lie in one trace share its mean: their variance is too small by its own share of it.
+        found.append(counts.var() / counts.mean() / (1 - window / length))
+    return _sealed(np.array(found))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,18 @@
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "arrivals.hpp"
+#include "lengths.hpp"
 
 namespace cascadia {
 
@@ -54,6 +59,27 @@ inline void require_share(std::span<const double> share, const std::string& name
   bool sound = true;
   for (const double s : share) sound &= s >= 0 && s <= 1e300;
   require(sound, name + " has a NaN, an infinite or a negative entry: give shares of requests.");
+}
+
+inline void require_spread(const LengthCells& cells) {
+  for (std::size_t k = 0; k < cells.spread_out.size(); ++k)
+    require(cells.spread_out[k] >= 0 && cells.spread_out[k] < 1e9,
+            "The answers of length cell " + std::to_string(k) + " spread by " + std::to_string(cells.spread_out[k]) +
+                " tokens: it must be 0 or more and below 1e9.");
+}
+
+inline Dispersion dispersion_of(const std::optional<Floats>& index) {
+  Dispersion dispersion;
+  if (!index) return dispersion;
+  require(index->ndim() == 1 && index->size() <= static_cast<py::ssize_t>(Dispersion::kMost),
+          "dispersion has " + std::to_string(index->size()) + " entries: give at most " +
+              std::to_string(Dispersion::kMost) + ", for windows of 1, 2, 4 ... requests.");
+  for (const double value : view(*index))
+    require(value >= 0 && value < 1e12, "An index of dispersion is " + std::to_string(value) +
+                                            ": give numbers that are not negative and below 1e12.");
+  dispersion.count = static_cast<std::size_t>(index->size());
+  std::copy(index->data(), index->data() + index->size(), dispersion.index.begin());
+  return dispersion;
 }
 
 inline void require_quantile(double scv, double q) {

@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings_arrays.hpp"
 #include "table.hpp"
 #include "vector_math.hpp"
@@ -14,7 +16,8 @@ std::span<const double> row(const Floats& share, std::size_t r, const LengthCell
   return view(share).subspan(r * cells.size(), cells.size());
 }
 
-LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out) {
+LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out,
+                     const std::optional<Floats>& spread_out = std::nullopt) {
   require(
       tokens_in.ndim() == 1 && tokens_out.ndim() == 1 && tokens_in.size() == tokens_out.size() && tokens_in.size() > 0,
       "Length cells have " + std::to_string(tokens_in.size()) + " prompt and " + std::to_string(tokens_out.size()) +
@@ -26,6 +29,11 @@ LengthCells cells_of(const Floats& tokens_in, const Floats& tokens_out) {
     require(cells.tokens_in[k] > 0 && cells.tokens_in[k] < 1e9 && cells.tokens_out[k] > 0 && cells.tokens_out[k] < 1e9,
             "Length cell " + std::to_string(k) + " has " + std::to_string(cells.tokens_in[k]) + " prompt and " +
                 std::to_string(cells.tokens_out[k]) + " answer tokens: both must be above 0 and below 1e9.");
+  if (!spread_out) return cells;
+  require(spread_out->size() == tokens_out.size(),
+          "spread_out has " + std::to_string(spread_out->size()) + " entries: give one for each length cell.");
+  cells.spread_out.assign(view(*spread_out).begin(), view(*spread_out).end());
+  require_spread(cells);
   return cells;
 }
 
@@ -49,7 +57,7 @@ py::array_t<double> per_row(const Replica& replica, const LengthCells& cells, co
   std::vector<double> result(checked_rows(share, cells));
   {
     const py::gil_scoped_release release;
-    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), padded(cells.size())));
+    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells));
     for (std::size_t r = 0; r < result.size(); ++r) result[r] = evaluate(model, row(share, r, cells), r);
   }
   return read_only(result);
@@ -57,7 +65,9 @@ py::array_t<double> per_row(const Replica& replica, const LengthCells& cells, co
 
 py::array_t<double> latency_quantiles(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
                                       const Floats& share, const Floats& rate_per_s, double arrival_scv, int replicas,
-                                      double q) {
+                                      double q, const std::optional<Floats>& spread_out,
+                                      const std::optional<Floats>& dispersion) {
+  const Dispersion known = dispersion_of(dispersion);
   require(share.ndim() == 2 && rate_per_s.ndim() == 1 && rate_per_s.size() == share.shape(0),
           "rate_per_s has " + std::to_string(rate_per_s.size()) + " entries: give one for each row of share.");
   for (const double rate : view(rate_per_s))
@@ -68,11 +78,13 @@ py::array_t<double> latency_quantiles(const Replica& replica, const Floats& toke
   require(replicas >= 1, "replicas is " + std::to_string(replicas) + ": give a number of at least 1.");
   Load load;
   Scratch scratch;
-  return per_row(replica, cells_of(tokens_in, tokens_out), share,
+  return per_row(replica, cells_of(tokens_in, tokens_out, spread_out), share,
                  [&](const LoadModel& model, std::span<const double> row_share, std::size_t r) {
                    if (!model.fits()) return kUnreachable;
                    model.prepare(row_share, load);
-                   return model.quantile_s(load, {rate_per_s.data()[r], arrival_scv, replicas}, q, scratch);
+                   return model.quantile_s(
+                       load, {rate_per_s.data()[r], arrival_scv, replicas, known.count > 0 ? &known : nullptr}, q,
+                       scratch);
                  });
 }
 
@@ -91,7 +103,7 @@ py::tuple closed_loop(const Replica& replica, const Floats& tokens_in, const Flo
   std::array<std::vector<double>, 4> found;
   {
     const py::gil_scoped_release release;
-    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells.size(), padded(cells.size())));
+    const LoadModel model(replica, cells, std::make_shared<const Nodes>(cells));
     Load load;
     if (model.fits()) model.prepare(view(share), load);
     for (std::size_t i = 0; i < n; ++i) {
@@ -118,9 +130,9 @@ py::array_t<double> capacities(const Replica& replica, const Floats& tokens_in, 
 
 // The pruning bound of the search: least latency of each row of `share` at any rate.
 py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
-                                const Floats& share, double q) {
+                                const Floats& share, double q, const std::optional<Floats>& spread_out) {
   require_quantile(1, q);
-  return per_row(replica, cells_of(tokens_in, tokens_out), share,
+  return per_row(replica, cells_of(tokens_in, tokens_out, spread_out), share,
                  [&](const LoadModel& model, std::span<const double> row_share, std::size_t) {
                    return model.idle_bound_s(row_share, q);
                  });
@@ -130,10 +142,12 @@ py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in,
 
 void register_load(py::module_& m) {
   m.def("latency_quantiles", &latency_quantiles, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
-        "rate_per_s"_a, "arrival_scv"_a = 1.0, "replicas"_a = 1, "q"_a = 0.95,
+        "rate_per_s"_a, "arrival_scv"_a = 1.0, "replicas"_a = 1, "q"_a = 0.95, "spread_out"_a = std::nullopt,
+        "dispersion"_a = std::nullopt,
         "Latency quantile [s] of one replica for each row of `share` (rows, cells) at its rate (rows,); +inf: "
         "unstable.\n\n"
-        "tokens_in, tokens_out: (cells,). arrival_scv: squared coefficient of variation of the inter-arrival times of "
+        "tokens_in, tokens_out, spread_out (standard deviation of the answers in a cell): (cells,). arrival_scv: "
+        "squared coefficient of variation of the inter-arrival times of "
         "the whole stream, which goes to `replicas` equal replicas, each request to the one with the fewest "
         "outstanding.");
   m.def("closed_loop", &closed_loop, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
@@ -145,6 +159,7 @@ void register_load(py::module_& m) {
   m.def("capacities", &capacities, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
         "Largest stable rate [1/s] of one replica for each row of `share` (rows, cells); 0: a request does not fit.");
   m.def("idle_bounds", &idle_bounds, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a, "q"_a = 0.95,
+        "spread_out"_a = std::nullopt,
         "Lower bound [s] of latency_quantiles at any rate, for each row of `share` (rows, cells).");
 }
 

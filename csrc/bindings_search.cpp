@@ -9,17 +9,24 @@ using namespace pybind11::literals;
 
 namespace {
 
-LengthCells cells_of(const std::pair<Floats, Floats>& arrays) {
-  require(arrays.first.size() == arrays.second.size() && arrays.first.size() > 0,
-          "Length cells need prompt and answer lengths of one size, at least one each.");
-  return {{arrays.first.data(), arrays.first.data() + arrays.first.size()},
-          {arrays.second.data(), arrays.second.data() + arrays.second.size()}};
+// Prompt and answer lengths, and how much answers vary within each cell where they do.
+LengthCells cells_of(const std::vector<Floats>& arrays) {
+  require(arrays.size() == 2 || arrays.size() == 3,
+          "Length cells are " + std::to_string(arrays.size()) + " arrays: give tokens_in, tokens_out and spread_out.");
+  for (const Floats& array : arrays)
+    require(array.size() == arrays[0].size() && array.size() > 0,
+            "Length cells need prompt and answer lengths of one size, at least one each.");
+  LengthCells cells;
+  std::array<std::vector<double>*, 3> parts{&cells.tokens_in, &cells.tokens_out, &cells.spread_out};
+  for (std::size_t i = 0; i < arrays.size(); ++i) parts[i]->assign(view(arrays[i]).begin(), view(arrays[i]).end());
+  require_spread(cells);
+  return cells;
 }
 
 // The search views the grid's arrays, so it is kept together with them.
 class BoundSearch {
  public:
-  BoundSearch(const std::vector<std::vector<Replica>>& replicas, const std::vector<std::pair<Floats, Floats>>& cells,
+  BoundSearch(const std::vector<std::vector<Replica>>& replicas, const std::vector<std::vector<Floats>>& cells,
               std::vector<Floats> share, Floats quality, const std::vector<std::size_t>& levels, Indexes routings,
               const Traffic& traffic)
       : share_(std::move(share)), quality_(std::move(quality)), routings_(std::move(routings)) {
@@ -140,12 +147,15 @@ void register_search(py::module_& m) {
       .def_readonly("gpus", &Choice::gpus)
       .def_readonly("latency_s", &Choice::latency_s);
   py::class_<Traffic>(m, "Traffic", "Arrivals at the cascade and what a deployment must keep to.")
-      .def(py::init([](double rate_per_s, double scv, double max_utilization, double quantile, bool keeps) {
-             return Traffic{rate_per_s, scv, max_utilization, quantile, keeps};
-           }),
-           py::kw_only(), "rate_per_s"_a, "scv"_a = 1.0, "max_utilization"_a = 0.9, "quantile"_a = 0.95,
-           "idle_stage_keeps_replica"_a = false,
-           "rate_per_s: of requests entering; scv: squared coefficient of variation of their gaps.");
+      .def(
+          py::init([](double rate_per_s, double scv, double max_utilization, double quantile, bool keeps,
+                      const std::optional<Floats>& dispersion) {
+            return Traffic{rate_per_s, scv, max_utilization, quantile, keeps, dispersion_of(dispersion)};
+          }),
+          py::kw_only(), "rate_per_s"_a, "scv"_a = 1.0, "max_utilization"_a = 0.9, "quantile"_a = 0.95,
+          "idle_stage_keeps_replica"_a = false, "dispersion"_a = std::nullopt,
+          "rate_per_s: of requests entering; scv: squared coefficient of variation of their gaps; dispersion: index of "
+          "dispersion of their counts over windows of 1, 2, 4 ... mean gaps, where gaps are not independent.");
   py::class_<ExactResult>(m, "ExactResult", "What `CascadeSearch.exact` found and how; routing -1: no plan exists.")
       .def_readonly("routing", &ExactResult::routing)
       .def_property_readonly("stages", [](const ExactResult& r) { return r.allocation.stages; })
@@ -162,10 +172,11 @@ void register_search(py::module_& m) {
       .def_readonly("utilization", &RouteResult::utilization)
       .def_readonly("evaluated", &RouteResult::evaluated);
   py::class_<BoundSearch>(m, "CascadeSearch", "One workload on one fleet: routing and deployment together.")
-      .def(py::init<const std::vector<std::vector<Replica>>&, const std::vector<std::pair<Floats, Floats>>&,
+      .def(py::init<const std::vector<std::vector<Replica>>&, const std::vector<std::vector<Floats>>&,
                     std::vector<Floats>, Floats, const std::vector<std::size_t>&, Indexes, const Traffic&>(),
            py::kw_only(), "replicas"_a, "cells"_a, "share"_a, "quality"_a, "levels"_a, "routings"_a, "traffic"_a,
-           "replicas: candidate engines per stage, one per shape. cells: (tokens_in, tokens_out) per stage.\n\n"
+           "replicas: candidate engines per stage, one per shape. cells: (tokens_in, tokens_out, spread_out) per "
+           "stage.\n\n"
            "share, quality, levels (counts), routings: those of routing.RoutingGrid.")
       .def(
           "exact",

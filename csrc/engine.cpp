@@ -56,9 +56,10 @@ bool Engine::fits(const Visit& v, double held_bytes) const {
 
 void Engine::start_step(Visits& visits, std::vector<std::uint32_t>& expired) {
   if (expires_) drop_expired(visits, expired);
+  const std::int64_t preemptions = counts_.preemptions;
   if (contexts_.kv_bytes() + partial_bytes() > costs_->kv_capacity_bytes) make_room(visits);
   const std::int64_t decodes = scheduler_->batching == Batching::chunked ? contexts_.count() : 0;
-  Prompts prompts{costs_->max_batched_tokens - decodes};
+  Prompts prompts{costs_->max_batched_tokens - decodes, 0, preemptions};
   prompts.held_bytes = contexts_.kv_bytes() + partial_bytes();
   if (partial_ != kNobody && prompts.budget > 0) read_on(visits, prompts);
   if (!waiting_.empty()) admit(visits, prompts, expired);
@@ -67,6 +68,7 @@ void Engine::start_step(Visits& visits, std::vector<std::uint32_t>& expired) {
     begin_step(prompts);
   } else if (contexts_.count() > 0) {
     begin_run(visits);
+    if (counts_.preemptions > preemptions) cut_run(now_s_);  // who was kept out may come in at the next step
   } else {
     state_ = State::idle;
     event_s_ = kInfinity;
@@ -125,7 +127,8 @@ void Engine::admit(Visits& visits, Prompts& prompts, std::vector<std::uint32_t>&
       expired.push_back(visit);
       continue;
     }
-    if (prompts.budget == 0 || places() == costs_->max_num_seqs || !fits(v, prompts.held_bytes)) break;
+    const bool preempted = counts_.preemptions > prompts.preemptions;  // then nobody is admitted, as in vLLM
+    if (preempted || prompts.budget == 0 || places() == costs_->max_num_seqs || !fits(v, prompts.held_bytes)) break;
     waiting_.pop(visits);
     if (std::isnan(v.admitted_s)) v.admitted_s = now_s_;
     v.admission = admissions_++;

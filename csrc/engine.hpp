@@ -68,6 +68,7 @@ class Engine {
   // What the step being composed carries of prompts.
   struct Prompts {
     std::int64_t budget, tokens = 0;
+    std::int64_t preemptions;  // before the step
     double attention_s = 0, held_bytes = 0;
   };
 

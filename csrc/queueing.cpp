@@ -4,8 +4,8 @@
 #include <array>
 #include <cmath>
 #include <numbers>
-#include <numeric>
 
+#include "swings.hpp"
 #include "vector_math.hpp"
 #include "waits.hpp"
 
@@ -16,8 +16,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::size_t kLanes = 8;
 constexpr double kWatermark = 0.01;     // of the KV cache, kept free when a prompt is admitted
 constexpr double kMostBusy = 0.98;      // of the prefill server where a state of the chain would overload it
-constexpr double kTies = 0.15;          // variance over mean of the batch that dispatch over many replicas leaves
 constexpr double kFewestBirths = 1e-9;  // of the mean rate
+constexpr double kNever = 1e-9;         // rarer than any sample
 
 // Prefill work of the requests: w of one request beyond decode steps, y with the decode steps that full budgets take.
 struct Work {
@@ -69,20 +69,34 @@ CASCADIA_CLONES void averaging_factors(std::size_t n, double relaxation_tokens, 
   }
 }
 
-// mu(n) of the chain for n = 1..limit, and births(n - 1) / mu(n): see the reference. `time_s` is what a sequence takes
-// per output token beyond its steps, on input.
-CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, double z, double tokens_out,
-                                  const double* __restrict step_s, double* __restrict time_s, double* __restrict ratio,
-                                  double* __restrict births) {
+// The same where a share of the variance lasts longer than any decode.
+CASCADIA_CLONES void lasting_averages(std::size_t n, double lasting, const double* __restrict averaging,
+                                      double* __restrict lasting_averaging) {
+  for (std::size_t k = 0; k < n; ++k)
+    lasting_averaging[k] = std::sqrt(lasting + (1 - lasting) * averaging[k] * averaging[k]);
+}
+
+// What a request takes with n in decode, n = 1..limit; on input what an output token takes beyond its steps.
+CASCADIA_CLONES void request_times(std::size_t limit, double tokens_out, const double* __restrict step_s,
+                                   double* __restrict time_s) {
   for (std::size_t n = 1; n <= limit; ++n) time_s[n] = tokens_out * (step_s[n] + time_s[n]);
-  if (z == 1.0) {
-    for (std::size_t n = 1; n <= limit; ++n) ratio[n] = rate * time_s[n] / static_cast<double>(static_cast<int>(n));
-    return;
-  }
-  const double constant = 1 / z, slope = (z - 1) / (z * rate), fewest = kFewestBirths / z;
-  births[0] = constant;
+}
+
+// lambda / mu(n) for n = 1..limit, mu(n) = n / time_s[n].
+CASCADIA_CLONES void poisson_ratios(std::size_t limit, double rate, const double* __restrict time_s,
+                                    double* __restrict ratio) {
+  for (std::size_t n = 1; n <= limit; ++n) ratio[n] = rate * time_s[n] / static_cast<double>(static_cast<int>(n));
+}
+
+// births(n - 1) / mu(n) of the chain for n = 1..limit, mu(n) = n / time_s[n]: see the reference.
+CASCADIA_CLONES void birth_ratios(std::size_t limit, double rate, const double* __restrict calm,
+                                  const double* __restrict time_s, double* __restrict ratio,
+                                  double* __restrict births) {
+  const double per_rate = 1 / rate;
+  births[0] = calm[0];
   for (std::size_t n = 1; n <= limit; ++n)
-    births[n] = larger(constant + slope * static_cast<double>(static_cast<int>(n)) / time_s[n], fewest);
+    births[n] = larger(calm[n] + (1 - calm[n]) * per_rate * static_cast<double>(static_cast<int>(n)) / time_s[n],
+                       kFewestBirths * calm[n]);
   for (std::size_t n = 1; n <= limit; ++n)
     ratio[n] = rate * births[n - 1] * time_s[n] / static_cast<double>(static_cast<int>(n));
 }
@@ -110,8 +124,10 @@ struct LoadModel::Bursts {
 };
 
 struct LoadModel::Chain {
-  double running, idle, full, slot_s;  // full: chance of an arrival to find no place
-  double found_share;                  // of the prefills of others, those met in decode
+  double running, idle, full;  // full: chance of an arrival to find no place
+  double most_per_s;           // what a full engine completes
+  double slow = 0;             // of the batch's variance, the share that outlasts a decode
+  double found_share;          // of the prefills of others, those met in decode
   double mean_step_s;
 };
 
@@ -141,10 +157,14 @@ struct LoadModel::Prefill {
 };
 
 LoadModel::LoadModel(const Replica& replica, const LengthCells& cells, std::shared_ptr<const Nodes> nodes)
-    : tables_(replica, cells), nodes_(std::move(nodes)), gpus_(replica.shape().gpus()), idle_order_(cells.size()) {
-  const auto& idle_s = tables_.idle_s;
-  std::iota(idle_order_.begin(), idle_order_.end(), 0U);
-  std::stable_sort(idle_order_.begin(), idle_order_.end(), [&](auto a, auto b) { return idle_s[a] < idle_s[b]; });
+    : tables_(replica, cells), nodes_(std::move(nodes)), gpus_(replica.shape().gpus()) {
+  const std::size_t places = cells.spread_out.empty() ? 1 : nodes_->per_cell;
+  for (std::size_t j = 0; j < places; ++j)
+    for (std::size_t k = 0; k < cells.size(); ++k) {
+      const double longer = places > 1 ? nodes_->tokens_out[j * tables_.padded + k] - cells.tokens_out[k] : 0;
+      idle_.push_back({tables_.idle_s[k] + 0.9 * longer * tables_.step_s[1], static_cast<std::uint32_t>(k)});
+    }
+  std::stable_sort(idle_.begin(), idle_.end(), [](const Idle& a, const Idle& b) { return a.latency_s > b.latency_s; });
 }
 
 double LoadModel::mean(const Load& load, const std::vector<double>& per_cell) const {
@@ -232,13 +252,14 @@ void LoadModel::prepare(std::span<const double> share, Load& load) const {
 }
 
 double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
-  double mass = 0;
-  const double enough = (q - 1e-9) * sum(share);
-  for (const auto k : idle_order_) {
-    mass += share[k];
-    if (mass >= enough) return tables_.idle_s[k];
+  const double per_place = static_cast<double>(tables_.cells) / static_cast<double>(idle_.size());
+  const double spare = (1 - q + 1e-9) * sum(share);  // may be slower
+  double above = 0;
+  for (const Idle& sample : idle_) {
+    above += share[sample.cell] * per_place;
+    if (above > spare) return sample.latency_s;
   }
-  return tables_.idle_s[idle_order_.back()];
+  return idle_.back().latency_s;
 }
 
 // Prefills met per output token while as many sequences decode as at point j of the grid. `prompts_s` is what prompts
@@ -266,9 +287,9 @@ bool LoadModel::chain(const Load& load, const Arrivals& arrivals, const Bursts& 
                       Chain& result) const {
   const auto limit = static_cast<std::size_t>(load.batch_limit);
   const double rate = arrivals.rate_per_s;
-  scratch.chain.resize(4 * (limit + 1));
+  scratch.chain.resize(5 * (limit + 1));
   double *ratio = scratch.chain.data(), *births = ratio + limit + 1, *time_s = births + limit + 1,
-         *seen = time_s + limit + 1;
+         *seen = time_s + limit + 1, *calm = seen + limit + 1;
   double prompts_s = 0, left = met_s(load, rate, bursts, 0, prompts_s);
   scratch.prompts_s[0] = prompts_s;
   for (std::size_t j = 0; j + 1 < tables_.grid.size() && tables_.grid[j] <= static_cast<double>(limit); ++j) {
@@ -279,11 +300,18 @@ bool LoadModel::chain(const Load& load, const Arrivals& arrivals, const Bursts& 
     for (int n = begin; n <= std::min(end, load.batch_limit); ++n) time_s[n] = left + slope * (n - begin);
     left = right;
   }
-  birth_ratios(limit, rate, bursts.z, load.tokens_out, load.step_s.data(), time_s, ratio, births);
+  request_times(limit, load.tokens_out, load.step_s.data(), time_s);
+  const bool poisson = arrivals.dispersion == nullptr && bursts.z == 1.0;
+  std::fill(calm, calm + limit + 1, 1 / bursts.z);
+  if (arrivals.dispersion != nullptr)
+    result.slow = set_calm(arrivals, load.overlap, load.along, tables_.grid, {time_s, limit + 1}, {calm, limit + 1});
+  if (poisson)
+    poisson_ratios(limit, rate, time_s, ratio);
+  else
+    birth_ratios(limit, rate, calm, time_s, ratio, births);
   // However prefills are met, a full engine keeps up with its capacity.
   const double mu = static_cast<double>(limit) / time_s[limit], top = std::max(mu, load.capacity_per_s);
   ratio[limit] *= mu / top;
-  const bool poisson = bursts.z == 1.0;
   double p = 1, sum = 1, sum_n = 0, sum_seen = 0, found = 0;
   std::size_t last = limit;
   for (std::size_t n = 1; n <= limit; ++n) {
@@ -306,13 +334,14 @@ bool LoadModel::chain(const Load& load, const Arrivals& arrivals, const Bursts& 
       break;
     }
   }
-  const double births_top = poisson ? 1 : larger(1 + (bursts.z - 1) * top / rate, kFewestBirths) / bursts.z;
+  const double births_top =
+      poisson ? 1 : larger(calm[limit] + (1 - calm[limit]) * top / rate, kFewestBirths * calm[limit]);
   const double fall = rate * births_top / top, tail = p * fall / (1 - fall), b = static_cast<double>(limit);
   const double blocked = (p + tail) * births_top;
   result.running = (sum_n + tail * b) / (sum + tail);
   result.idle = seen[1] / (poisson ? 1 : births[0]) / (sum + tail);
   result.full = blocked / (sum_seen + blocked);
-  result.slot_s = bursts.slot_z / (top - rate);
+  result.most_per_s = top;
   const double met = (found + blocked * b) / (sum_seen + blocked) / result.running;
   result.found_share = std::min(met, 1.0);
   seen[last] += blocked;
@@ -341,7 +370,7 @@ LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Burst
       step_s / (1 - rho) + rate * (1 + load.work_scv) * marginal * marginal / (1 - result.again * result.again);
   const double together = others(std::min(rate * seen_s, steps.most_prompts), bursts.per_prompt).first * load.tokens_in;
   const PrefillRow at{room, log2_room, step_s, together};
-  scratch.cell.resize(3 * tables_.padded);
+  scratch.cell.resize(tables_.padded);
   double* own_s = scratch.cell.data();
   const Work work = prefill_rows(tables_.padded, at, rates.data(), rates.size(), load.share.data(), tables_, own_s);
 
@@ -377,34 +406,39 @@ double LoadModel::quantile_s(const Load& load, const Arrivals& arrivals, double 
   const Prefill first = prefill(load, rate, bursts, batch, scratch);
 
   const std::size_t n = tables_.padded, nodes = nodes_->per_cell;
-  double *own = scratch.cell.data(), *floor = own + n, *ceiling = floor + n;
+  const double *own = scratch.cell.data(), *averaging = load.averaging.data();
+  if (batch.slow > 0) {
+    scratch.averaging.resize(n);
+    lasting_averages(n, batch.slow, averaging, scratch.averaging.data());
+    averaging = scratch.averaging.data();
+  }
   const double met_again = first.rho / (1 - first.rho) * batch.found_share;
   const double amplified = 1 + first.again / (1 - first.again) * bursts.damped;
+  double place_wait_s = bursts.slot_z / (batch.most_per_s - rate);  // of those who find no place
+  if (arrivals.dispersion != nullptr && batch.full > kNever)
+    place_wait_s = robust_wait_s(arrivals, load.place_scv, batch.most_per_s, std::log(batch.full / (1 - q)));
   const SampleConstants constants{std::log(first.wait_probability),
                                   first.exponent,
                                   first.wait_s,
                                   std::log(std::max(batch.full, 1e-300)),
-                                  batch.slot_s,
+                                  place_wait_s,
                                   batch.mean_step_s,
                                   1 + met_again,
                                   met_again * batch.mean_step_s,
                                   batch.found_share * first.again * amplified,
                                   first.behind_share,
-                                  first.variance / first.x1 * amplified * amplified};
-  const double slowest_s = std::max(first.slowest_step_s, load.step_s.back());
-  for (std::size_t k = 0; k < n; ++k) {
-    floor[k] = 0.9 * load.step_s[1] * tables_.tokens_out[k];
-    ceiling[k] = slowest_s * tables_.tokens_out[k];
-  }
+                                  first.variance / first.x1 * amplified * amplified,
+                                  0.9 * load.step_s[1],
+                                  std::max(first.slowest_step_s, load.step_s.back())};
   scratch.latency.resize(nodes * n);
   scratch.first.resize(nodes * n);
   double below = 0;  // mass of the samples so far that is no slower than at_most_s
   for (std::size_t j = 0; j < nodes; ++j) {
     double* latency = &scratch.latency[j * n];
     const std::size_t at = j * n;
-    sample_row(n, constants, {tables_.tokens_out.data(), own, load.averaging.data(), floor, ceiling},
-               {&nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at], &nodes_->table_fraction[at],
-                &nodes_->table_index[at]},
+    sample_row(n, constants, {own, averaging},
+               {&nodes_->tokens_out[at], &nodes_->wait[at], &nodes_->slot[at], &nodes_->gauss[at],
+                &nodes_->table_fraction[at], &nodes_->table_index[at]},
                scratch.step_s.data(), latency, &scratch.first[at]);
     if (at_most_s == kInfinity) continue;
     below += mass_up_to(n, 1, load.share.data(), latency, at_most_s);

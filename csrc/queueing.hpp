@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "arrivals.hpp"
 #include "lengths.hpp"
 #include "load_tables.hpp"
 #include "sampling.hpp"
@@ -35,13 +36,6 @@ struct Load {
   std::vector<double> step_s;     // decode step with n sequences, n = 0..batch_limit
 };
 
-// Requests at one of `replicas` equal replicas; each goes to the one with the fewest outstanding.
-struct Arrivals {
-  double rate_per_s = 0;  // at one replica
-  double scv = 1;         // of the gaps in the whole stream; below 1 counts as 1
-  int replicas = 1;
-};
-
 // Means over the requests of clients that each wait for an answer before they send the next request.
 struct ClosedLoop {
   double ttft_s = 0, tpot_s = 0, running = 0, throughput_per_s = 0;
@@ -53,7 +47,7 @@ struct Scratch {
   std::array<double, kDeviates> step_s{};  // quantiles of the step time that arrivals find
   std::array<double, 32> rates{};          // seconds per prompt token at the mean batch
   std::array<double, 32> prompts_s{};      // added by prompts to steps, along the grid of batch sizes
-  std::vector<double> chain, cell, latency, first;
+  std::vector<double> chain, cell, averaging, latency, first;
   std::vector<std::pair<double, double>> bracket;
 };
 
@@ -103,7 +97,11 @@ class LoadModel {
   LoadTables tables_;
   std::shared_ptr<const Nodes> nodes_;
   int gpus_;
-  std::vector<std::uint32_t> idle_order_;  // cells by idle latency
+  struct Idle {
+    double latency_s;
+    std::uint32_t cell;
+  };
+  std::vector<Idle> idle_;  // the same number for each cell, slowest first
 };
 
 }  // namespace cascadia

@@ -45,6 +45,19 @@ std::array<double, 3> draw(std::size_t i) {
   return i < first.size() ? first[i] : computed_draw(i);
 }
 
+// Node j of cell k takes one of `nodes` places, evenly spread over -1..1 and in an order that differs by cell, so that
+// it goes with none of the node's other numbers.
+double place_in_cell(std::size_t k, std::size_t j, std::size_t nodes) {
+  constexpr double kGoldenRatio = 0.6180339887498949;
+  const auto number = [&](std::size_t node) {
+    const double x = static_cast<double>(k * nodes + node) * kGoldenRatio;
+    return x - std::floor(x);
+  };
+  double place = 0.5;
+  for (std::size_t other = 0; other < nodes; ++other) place += number(other) < number(j) ? 1 : 0;
+  return 2 * place / static_cast<double>(nodes) - 1;
+}
+
 }  // namespace
 
 const std::array<double, kDeviates>& deviate_probabilities() {
@@ -57,13 +70,16 @@ const std::array<double, kDeviates>& deviate_probabilities() {
   return table;
 }
 
-Nodes::Nodes(std::size_t cells, std::size_t padded) {
-  per_cell = std::clamp<std::size_t>(512 / std::max<std::size_t>(cells, 1), 2, 8);
+Nodes::Nodes(const LengthCells& cells) {
+  const std::size_t padded = cascadia::padded(cells.size());
+  per_cell = std::clamp<std::size_t>(512 / std::max<std::size_t>(cells.size(), 1), 2, 8);
   wait.assign(per_cell * padded, 0);
   slot = gauss = table_fraction = wait;
+  tokens_out.assign(wait.size(), 1);
   table_index.assign(wait.size(), 0);
-  for (std::size_t k = 0; k < cells; ++k)
+  for (std::size_t k = 0; k < cells.size(); ++k)
     for (std::size_t j = 0; j < per_cell; ++j) {
+      tokens_out[j * padded + k] = cells.tokens_out[k] + place_in_cell(k, j, per_cell) * cells.half_width(k);
       const auto [e_wait, e_slot, z] = draw(k * per_cell + j);
       wait[j * padded + k] = e_wait;
       slot[j * padded + k] = e_slot;
@@ -101,12 +117,10 @@ CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, 
                                 const NodeRow node, const double* __restrict step_s, double* __restrict latency,
                                 double* __restrict first_token) {
   const auto [wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale, mean_step_s, stretch, added_per_token_s,
-              added_behind, behind_share, added_scale_s] = constants;
-  const double* __restrict tokens_out = cell.tokens_out;
+              added_behind, behind_share, added_scale_s, least_step_s, slowest_step_s] = constants;
   const double* __restrict own = cell.own;
   const double* __restrict averaging = cell.averaging;
-  const double* __restrict floor = cell.floor;
-  const double* __restrict ceiling = cell.ceiling;
+  const double* __restrict tokens_node = node.tokens_out;
   const double* __restrict wait_node = node.wait;
   const double* __restrict slot_node = node.slot;
   const double* __restrict gauss = node.gauss;
@@ -118,14 +132,15 @@ CASCADIA_CLONES void sample_row(std::size_t n, const SampleConstants constants, 
     const double slot = slot_scale * larger(slot_node[k] + slot_shift, 0.0);
     const double first = wait + own[k];
     const double left = step_s[index[k]], found = left + fraction[k] * (step_s[index[k] + 1] - left);
-    const double steps = tokens_out[k] * (mean_step_s + averaging[k] * (found - mean_step_s) * stretch);
+    const double tokens_out = tokens_node[k];
+    const double steps = tokens_out * (mean_step_s + averaging[k] * (found - mean_step_s) * stretch);
     const double behind = own[k] + behind_share * wait;
-    const double added = larger(added_per_token_s * tokens_out[k] + added_behind * behind, 1e-300);
+    const double added = larger(added_per_token_s * tokens_out + added_behind * behind, 1e-300);
     const double deviation = std::sqrt(added_scale_s / added);
     const double root = larger(1.0 - deviation * deviation / 9 + gauss[k] * deviation / 3, 0.0);
     const double decode = steps + added * (root * root * root);
     first_token[k] = slot + first;
-    latency[k] = slot + first + smaller(larger(decode, floor[k]), ceiling[k]);
+    latency[k] = slot + first + smaller(larger(decode, least_step_s * tokens_out), slowest_step_s * tokens_out);
   }
 }
 

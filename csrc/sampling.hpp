@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "lengths.hpp"
+
 namespace cascadia {
 
 // Quantiles of the step time are tabulated at evenly spaced normal deviates.
@@ -17,8 +19,9 @@ inline constexpr std::size_t kDeviates = 29;
 // their parts is an increasing quantile of them: so samples rise with the rate, and every quantile does. The exception:
 // where a larger batch makes others' prefills cheaper and answers take a few steps, p95 can dip.
 struct Nodes {
-  Nodes(std::size_t cells, std::size_t padded);
+  explicit Nodes(const LengthCells& cells);
   std::size_t per_cell;
+  std::vector<double> tokens_out;         // of the answer, somewhere in its cell
   std::vector<double> wait, slot, gauss;  // exponential, exponential, standard normal
   std::vector<std::int32_t> table_index;  // where gauss lies in the table of step times, and how far to the next entry
   std::vector<double> table_fraction;
@@ -29,16 +32,17 @@ struct SampleConstants {
   double wait_shift, wait_exponent, wait_scale, slot_shift, slot_scale;
   double mean_step_s, stretch;  // of decode steps; noise counts as often as prefills stretch a step
   double added_per_token_s, added_behind, behind_share, added_scale_s;  // prefills of others met in decode
+  double least_step_s, slowest_step_s;                                  // that a decode takes per token
 };
 
 // Per cell, arrays of one length.
 struct CellTimes {
-  const double *tokens_out, *own, *averaging, *floor, *ceiling;
+  const double *own, *averaging;
 };
 
 // Per sample of one row.
 struct NodeRow {
-  const double *wait, *slot, *gauss, *table_fraction;
+  const double *tokens_out, *wait, *slot, *gauss, *table_fraction;
   const std::int32_t* table_index;
 };
 

@@ -11,7 +11,7 @@
 namespace cascadia {
 
 StageModel::StageModel(std::span<const Replica> replicas, const LengthCells& cells) : cells_(cells.size()) {
-  const auto nodes = std::make_shared<const Nodes>(cells_, cascadia::padded(cells_));
+  const auto nodes = std::make_shared<const Nodes>(cells);
   least_gpu_s_.assign(cells_, kUnreachable);
   for (const Replica& replica : replicas) {
     shapes_.emplace_back(replica, cells, nodes);
@@ -58,7 +58,8 @@ double StageLoad::capacity_per_s(int shape) { return load(shape).capacity_per_s;
 
 // Splitting a stream at random with probability p moves its squared coefficient of variation towards 1 by p.
 Arrivals StageLoad::arrivals(int replicas) const {
-  return {rate_per_s_ / replicas, 1 + (traffic_.scv - 1) * reach_, replicas};
+  const Dispersion* known = traffic_.dispersion.count > 0 ? &traffic_.dispersion : nullptr;
+  return {rate_per_s_ / replicas, 1 + (traffic_.scv - 1) * reach_, replicas, known, reach_};
 }
 
 int StageLoad::least_replicas(int shape) {

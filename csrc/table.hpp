@@ -25,6 +25,7 @@ struct Traffic {
   double rate_per_s = 0, scv = 1;  // of requests entering the cascade
   double max_utilization = 0.9, quantile = 0.95;
   bool idle_stage_keeps_replica = false;  // the paper gives every model at least one replica
+  Dispersion dispersion;                  // where it is known, which it is of a trace
 };
 
 // All shapes of one stage on one set of length cells.

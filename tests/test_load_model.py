@@ -31,6 +31,8 @@ ENGINES = [
     ("deepseek-r1", 8, 2, "fp8"),
     ("deepseek-r1", 4, 5, "int4"),
 ]
+# None, a few, and rates that wander slowly: of one window only, falling at first, and as on a day of real requests.
+DISPERSIONS = [np.array(index) for index in ([1.0], [3.0], [2.0, 0.5, 4.0], [1 + 0.05 * 2.0**k for k in range(13)])]
 # What the waits' exponent is tabulated with instead of solved for; everything else agrees to rounding.
 AGREEMENT = 1e-5
 # The chain stops where terms fall below 1e-14 of the sum.
@@ -50,8 +52,10 @@ class Case:
     limits: dict[str, int]
     tokens_in: FloatArray
     tokens_out: FloatArray
+    spread_out: FloatArray
     share: FloatArray
     scv: float
+    dispersion: FloatArray | None = None
 
     @property
     def capacity_per_s(self) -> float:
@@ -71,6 +75,8 @@ class Case:
             arrival_scv=self.scv if scv is None else scv,
             replicas=replicas,
             q=q,
+            spread_out=self.spread_out,
+            dispersion=self.dispersion,
         )
 
 
@@ -97,13 +103,17 @@ def cases(draw: st.DrawFn, most_cells: int = 65) -> Case:
     cells = draw(st.sampled_from([k for k in (1, 2, 7, 8, 9, 60, 64, 65, 200, 512) if k <= most_cells]))
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     share = rng.dirichlet(np.ones(cells)) * rng.uniform(0.01, 1) * (rng.random(cells) < 0.8)
+    tokens_in = np.ceil(np.exp(rng.normal(draw(st.sampled_from([6.0, 6.0, 9.0])), 1.2, cells))).clip(max=20_000)
+    tokens_out = np.ceil(np.exp(rng.normal(draw(st.sampled_from([5.5, 5.5, 2.0])), 1.2, cells)))
     return Case(
         engine=engine(*model, **limits),
         limits=limits,
-        tokens_in=np.ceil(np.exp(rng.normal(draw(st.sampled_from([6.0, 6.0, 9.0])), 1.2, cells))).clip(max=20_000),
-        tokens_out=np.ceil(np.exp(rng.normal(draw(st.sampled_from([5.5, 5.5, 2.0])), 1.2, cells))),
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        spread_out=rng.uniform(0, draw(st.sampled_from([0.0, 1.0])), cells) * tokens_out,
         share=share if share.any() else np.full(cells, 1 / cells),
         scv=draw(st.sampled_from([0.5, 1.0, 1.01, 1.5, 2.5, 6.0, 16.0])),
+        dispersion=draw(st.sampled_from([None, *DISPERSIONS])),
     )
 
 
@@ -124,9 +134,18 @@ def closed_loop(case: Case, *concurrency: float, rounds: int = 10) -> FloatArray
 load_shares = st.one_of(st.floats(1e-6, 0.9989), st.sampled_from([1e-9, 0.5, 0.9, 0.95, 0.99, 0.9989]))
 
 
-def slow(case: Case, rate_per_s: float, q: float = 0.95, replicas: int = 1) -> oracle.Result:
+def slow(case: Case, rate_per_s: float, q: float = 0.95, replicas: int = 1, part: float = 1) -> oracle.Result:
     return oracle.evaluate(
-        SlowEngine(case), case.tokens_in, case.tokens_out, case.share, rate_per_s, case.scv, q, replicas
+        SlowEngine(case),
+        case.tokens_in,
+        case.tokens_out,
+        case.share,
+        rate_per_s,
+        case.scv,
+        q,
+        replicas,
+        case.spread_out,
+        None if case.dispersion is None else oracle.Dispersion(case.dispersion, part),
     )
 
 
@@ -153,16 +172,18 @@ def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
     rate_per_s = load * case.capacity_per_s
     search = _core.CascadeSearch(
         replicas=[[case.engine]],
-        cells=[(case.tokens_in, case.tokens_out)],
+        cells=[(case.tokens_in, case.tokens_out, case.spread_out)],
         share=[case.share[None]],
         quality=np.array([50.0]),
         levels=[],
         routings=np.zeros((1, 0), np.int32),
         traffic=_core.Traffic(
-            rate_per_s=rate_per_s / case.share.sum(), scv=1 + (max(case.scv, 1.0) - 1) / case.share.sum()
+            rate_per_s=rate_per_s / case.share.sum(),
+            scv=1 + (max(case.scv, 1.0) - 1) / case.share.sum(),
+            dispersion=case.dispersion,
         ),
     )
-    detail, expected = search.evaluate(0, 0, 0, 1), slow(case, rate_per_s)
+    detail, expected = search.evaluate(0, 0, 0, 1), slow(case, rate_per_s, part=case.share.sum())
     assert detail["utilization"] == pytest.approx(expected.utilization, rel=1e-9)
     assert detail["batch_limit"] == expected.batch_limit
     assert 0 <= detail["mean_batch"] <= expected.batch_limit
@@ -237,7 +258,12 @@ def test_unstable_is_infinite_and_never_nan(case: Case) -> None:
 @given(cases(), load_shares, st.sampled_from([0.5, 0.95]))
 def test_idle_bound_is_below_every_latency(case: Case, load: float, q: float) -> None:
     (bound_s,) = _core.idle_bounds(
-        replica=case.engine, tokens_in=case.tokens_in, tokens_out=case.tokens_out, share=case.share[None], q=q
+        replica=case.engine,
+        tokens_in=case.tokens_in,
+        tokens_out=case.tokens_out,
+        share=case.share[None],
+        q=q,
+        spread_out=case.spread_out,
     )
     (latency_s,) = case.p95_s(load * case.capacity_per_s, q=q)
     assert 0 < bound_s <= latency_s * (1 + ROUNDING)
@@ -300,7 +326,10 @@ def simple_case(**changes: Any) -> Case:
     limits = {"max_num_seqs": 256, "max_batched_tokens": 8192}
     lengths = np.array([500.0, 2000.0, 80.0])
     return dataclasses.replace(
-        Case(engine("llama-3.1-8b", **limits), limits, lengths, lengths[::-1].copy(), np.full(3, 1 / 3), 1.0), **changes
+        Case(
+            engine("llama-3.1-8b", **limits), limits, lengths, lengths[::-1].copy(), np.zeros(3), np.full(3, 1 / 3), 1.0
+        ),
+        **changes,
     )
 
 
@@ -330,6 +359,32 @@ def test_scaling_the_shares_changes_nothing() -> None:
 def test_wrong_cells_get_a_sentence(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simple_case(**changes).p95_s(1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spread_out": np.ones(2)}, "spread_out has 2 entries"),
+        ({"spread_out": np.array([0.0, -1.0, 0.0])}, r"cell 1 spread by -1\.0"),
+        ({"spread_out": np.array([0.0, 0.0, math.nan])}, "cell 2 spread by nan"),
+        ({"dispersion": np.ones((1, 2))}, "dispersion has 2 entries"),
+        ({"dispersion": np.ones(33)}, "dispersion has 33 entries"),
+        ({"dispersion": np.array([1.0, -0.1])}, r"index of dispersion is -0\.1"),
+    ],
+)
+def test_wrong_variation_gets_a_sentence(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simple_case(**changes).p95_s(1.0)
+
+
+@given(cases(), load_shares, st.sampled_from([1, 3]))
+def test_a_dispersion_of_one_is_that_of_poisson_arrivals(case: Case, load: float, replicas: int) -> None:
+    p95_s = [
+        dataclasses.replace(case, scv=1.0, dispersion=known).p95_s(load * case.capacity_per_s, replicas=replicas)
+        for known in (None, np.ones(1), np.ones(7))
+    ]
+    assert p95_s[1] == pytest.approx(p95_s[0], rel=1e-9)
+    assert p95_s[2] == pytest.approx(p95_s[0], rel=1e-9)
 
 
 def test_answers_are_read_only_and_inputs_may_be_lists_or_strided() -> None:

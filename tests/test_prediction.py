@@ -82,6 +82,10 @@ def share_up_to(values: list[tuple[float, float]], limit: float) -> float:
     return sum(w for value, w in values if value <= limit * (1 + 1e-12)) / sum(w for _, w in values)
 
 
+def one_length(cell_of: NDArray[np.int64], count: int) -> LengthCells:
+    return LengthCells(np.ones(count), np.ones(count), cell_of.astype(np.int32), np.zeros(count))
+
+
 def random_case(
     seed: int, stages: int, size: int, nodes: int
 ) -> tuple[ScoredRequests, list[float], list[LengthCells], Samples]:
@@ -91,7 +95,7 @@ def random_case(
     cells, samples = [], {}
     for stage in range(stages):
         count = int(rng.integers(1, size + 1))
-        cells.append(LengthCells(np.ones(count), np.ones(count), rng.integers(0, count, size).astype(np.int32)))
+        cells.append(one_length(rng.integers(0, count, size), count))
         first_s = rng.gamma(1.0, 0.5, (nodes, count))
         samples[stage] = first_s + rng.gamma(2.0, 5.0, (nodes, count)), first_s
     return requests, thresholds, cells, samples
@@ -137,7 +141,7 @@ def test_a_stage_nobody_reaches_needs_no_samples() -> None:
 
 def test_the_last_stage_streams_and_calls_no_judge() -> None:
     requests = scored(np.zeros((1, 2)), np.ones(2))
-    cells = [LengthCells(np.ones(1), np.ones(1), np.zeros(2, np.int32))]
+    cells = [one_length(np.zeros(2, np.int64), 1)]
     found = end_to_end(requests, [], cells, {0: (np.array([[7.0]]), np.array([[0.5]]))}, 9.0)
     assert found == EndToEnd(7.0, 7.0, 0.5)
 
@@ -145,7 +149,7 @@ def test_the_last_stage_streams_and_calls_no_judge() -> None:
 def test_weights_move_the_quantiles() -> None:
     """A tenth of the requests is slow; weighted by a hundredth of the others they no longer make the p95."""
     size = 100
-    cells = [LengthCells(np.ones(2), np.ones(2), (np.arange(size) < 10).astype(np.int32))]
+    cells = [one_length((np.arange(size) < 10).astype(np.int64), 2)]
     samples = {0: (np.array([[1.0, 50.0]]), np.array([[0.1, 0.2]]))}
     plain = end_to_end(scored(np.zeros((1, size)), np.ones(size)), [], cells, samples, 0.0)
     light = np.where(np.arange(size) < 10, 0.01, 1.0)

@@ -240,6 +240,7 @@ def test_up_to_512_requests_are_cells_of_their_own() -> None:
     cells = routing.length_cells(tokens_in, tokens_out, np.ones(512))
     np.testing.assert_array_equal(cells.tokens_in[cells.cell_of], tokens_in)
     np.testing.assert_array_equal(cells.tokens_out[cells.cell_of], tokens_out)
+    assert not cells.spread_out.any()
 
 
 def test_cells_hold_their_weighted_means_and_are_finer_towards_long_outputs() -> None:
@@ -251,6 +252,9 @@ def test_cells_hold_their_weighted_means_and_are_finer_towards_long_outputs() ->
     assert in_cell.size == cells.tokens_in.size == cells.tokens_out.size == 64
     np.testing.assert_allclose(cells.tokens_in, np.bincount(cells.cell_of, weight * tokens_in) / in_cell)
     np.testing.assert_allclose(cells.tokens_out, np.bincount(cells.cell_of, weight * tokens_out) / in_cell)
+    away = tokens_out - cells.tokens_out[cells.cell_of]
+    spread = np.sqrt(np.bincount(cells.cell_of, weight * away**2) / in_cell)
+    np.testing.assert_allclose(cells.spread_out, spread, rtol=1e-6, atol=1e-3)
     # The cuts are those of 16 groups by output and 4 by input within each, up to the histograms' resolution.
     share = in_cell.reshape(16, 4) / weight.sum()
     for axis, groups in ((1, 16), (0, 4)):

@@ -194,8 +194,8 @@ def bursts(count: int, rate_per_s: float, size: int, factor: float) -> NDArray[n
 
 
 def test_simulation_sees_the_bursts_that_the_formula_cannot(deepseek: Problem) -> None:
-    """Gaps that vary this much are a renewal process of CV 21 to the formula; in truth they are a load three times."""
-    arrivals = Arrivals.from_times(bursts(20_000, 1.05, 1000, 3.0))
+    """The formula knows how much these arrivals vary, not that they never come faster than three times the mean."""
+    arrivals = Arrivals.from_times(bursts(20_000, 1.05, 3000, 3.0))
     problem = deepseek.replace(workload=Workload.build(deepseek.workload.requests, arrivals), q_min=74.0)
     planner = Planner(problem)
     by_formula, by_simulation = planner.plan(), planner.plan(latency="simulated")

@@ -35,7 +35,7 @@ def search_of(planner: Planner, rate_per_s: float) -> tuple[_core.CascadeSearch,
     grid = routing_grid(workload.requests)
     search = _core.CascadeSearch(
         replicas=[list(stage.replicas) for stage in planner.fleet],
-        cells=[(cells.tokens_in, cells.tokens_out) for cells in grid.cells],
+        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid.cells],
         share=list(grid.cell_weight),
         quality=grid.quality,
         levels=[len(levels) for levels in grid.levels],

@@ -170,6 +170,33 @@ def test_rescaling_keeps_the_cv(gaps_s: list[float], rate_per_s: float) -> None:
     assert scaled.cv == arrivals.cv
 
 
+def test_swings_of_poisson_arrivals_are_one_and_those_of_a_wandering_rate_grow_with_the_window() -> None:
+    gaps = np.random.default_rng(0).exponential(1, 100_000)
+    steady = Arrivals.from_times(np.cumsum(gaps)).swings
+    assert steady.size == 15  # 4 windows of 2^14, not of 2^15
+    assert steady[:10] == pytest.approx(np.ones(10), abs=0.12)
+    # Every other 10,000 requests come twice as fast.
+    wandering = Arrivals.from_times(np.cumsum(gaps * np.where(np.arange(gaps.size) // 10_000 % 2, 2 / 3, 4 / 3))).swings
+    # Two thirds of the time at rate 3/4 and one third at 3/2: the rate's variance is 1/8, and I(m) = 1 + m / 8 but for
+    # the short intervals, which lie within one stretch.
+    rate = np.array([3 / 4, 3 / 2])
+    variance = float(np.average((rate - 1) ** 2, weights=[2 / 3, 1 / 3]))
+    windows = 2.0 ** np.arange(4, 10)
+    assert wandering[4:10] == pytest.approx(1 + variance * windows, rel=0.15)
+
+
+def test_swings_stay_when_time_is_stretched_and_leave_out_what_the_planned_rate_holds() -> None:
+    arrivals = Arrivals.from_times(np.cumsum(np.random.default_rng(1).exponential(0.5, 20_000)))
+    assert np.array_equal(arrivals.rescaled(77.0).swings, arrivals.swings)
+    assert not arrivals.swings.flags.writeable
+    assert Arrivals.from_rate(2.0, cv=3.0).swings.size == 0
+    requests = some_requests()
+    assert np.array_equal(Workload.build(requests, arrivals).swings, arrivals.swings)
+    minute = Workload.build(requests, arrivals, "p95_1min").swings
+    assert 60 * arrivals.rate_per_s / 2 < 2 ** (minute.size - 1) <= 60 * arrivals.rate_per_s
+    assert Arrivals.from_times([0.0, 1.0, 3.0]).swings.size == 0
+
+
 def test_real_bursty_trace_is_called_bursty(repository: Path) -> None:
     table = np.loadtxt(repository / "tests/data/azure2023_code_600.csv", delimiter=",", skiprows=1)
     arrivals = Arrivals.from_times(table[:, 0])

@@ -75,7 +75,7 @@ class Cascade:
     """What `_core.CascadeSearch` is given; `levels`, `share`, `quality` and `routings` are those of a `RoutingGrid`."""
 
     replicas: tuple[tuple[_core.Replica, ...], ...]
-    cells: tuple[tuple[FloatArray, FloatArray], ...]
+    cells: tuple[tuple[FloatArray, ...], ...]
     levels: tuple[int, ...]
     share: tuple[FloatArray, ...]
     quality: FloatArray
@@ -90,7 +90,7 @@ class Cascade:
     def of_grid(cls, grid: RoutingGrid, replicas: Sequence[Sequence[_core.Replica]], **traffic: Any) -> Cascade:
         return cls(
             replicas=tuple(tuple(stage) for stage in replicas),
-            cells=tuple((cells.tokens_in, cells.tokens_out) for cells in grid.cells),
+            cells=tuple((cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid.cells),
             levels=tuple(len(levels) for levels in grid.levels),
             share=tuple(grid.cell_weight),
             quality=grid.quality,
@@ -138,7 +138,7 @@ class Cascade:
 
     def p95_s(self, share: FloatArray, stage: int, shape: int, replicas: int) -> float:
         """p95 of a stage whose requests are split at random over its replicas; +inf above the utilisation cap."""
-        tokens_in, tokens_out = self.cells[stage]
+        tokens_in, tokens_out, *spread = self.cells[stage]
         engine, row = self.replicas[stage][shape], share[None]
         reach = float(share.sum())
         rate_per_s = self.rate_per_s * reach / replicas
@@ -153,11 +153,12 @@ class Cascade:
             rate_per_s=np.array([rate_per_s]),
             arrival_scv=1 + (self.scv - 1) * reach,
             replicas=replicas,
+            spread_out=spread[0] if spread else None,
         )
         # The same from one evaluation by a search of nothing else, which adds up shares in the core's own order.
         alone = _core.CascadeSearch(
             replicas=[[engine]],
-            cells=[(tokens_in, tokens_out)],
+            cells=[self.cells[stage]],
             share=[row],
             quality=np.zeros(1),
             levels=[],

@@ -209,6 +209,7 @@ class Engine:
     def start(self, now_s: float) -> tuple[float | None, list[Visit]]:
         """Compose a step; return how long it takes, None if nothing is left to do, and who was cancelled."""
         cancelled = self._cancel_running(now_s)
+        preemptions = self.preemptions
         self._make_room()
         step = Step()
         chunked = self.scheduler.batching == "chunked"
@@ -220,7 +221,8 @@ class Engine:
                 self._take(head)
                 cancelled.append(head)
                 continue
-            if not self._may_admit(head, step, budget):
+            # A step that takes somebody's place away gives none to anybody.
+            if self.preemptions > preemptions or not self._may_admit(head, step, budget):
                 break
             self._take(head)
             budget -= self._admit(head, step, budget, now_s)

@@ -11,6 +11,14 @@ Saturation. A full engine of L places completes L/out requests per step and pref
 out D(L)/L + x(L/out prompts per step); where the token budget is short, L is what leaves room for the prompts:
 L (1 + in/out) = budget. Of the KV cache a request holds what it has read and half of what it will write.
 
+Swings. Where the rate itself wanders, gaps are not independent, and the index of dispersion of counts I (variance over
+mean) grows with the window. The batch relaxes at the rate mu'(n), so the arrivals in 1/mu'(n) count, m(n) of them:
+z(n) = 1 + (I(m)-1)(o + (1-o) s), o = E[min(T, T')]/E[T], s = 2 (I(m)-I(m/2))/(I(m)-1) the share of swings that outlast
+the window. With s = 0 it is the z below; with s = 1 the batch follows the rate, and the chain, whose log density falls
+by (mu-lambda)/(mu z), has that of the n with mu(n) = rate for a normal rate. Swings that outlast the window where mu(n)
+= lambda are the same over a whole decode. The wait for a place is that of robust queueing (Whitt and You):
+sup_m (sqrt(2 e m (I(m)+scv)) - m (top/lambda - 1)) / lambda for an exponential e, here e = max(1, log(P/(1-q))).
+
 Batch. A birth-death chain over the sequences in decode: each lasts out * S(n), S = D plus the prefills met. Arrivals of
 peakedness z come at rate (lambda + (z-1) mu(n))/z: many at work tell of a burst. The mean rate is lambda whatever mu
 is, so Little's law holds; it is the negative binomial in an infinite-server queue (Wilkinson's fit of peaked traffic)
@@ -31,14 +39,16 @@ period, gamma by mean and variance. With R replicas the newest requests go elsew
 1/(1-rho') becomes 1 + rho'/(1-rho')/R, and a request meets as many prefills as an arrival finds requests in decode
 (rate conservation), fewer than there are on average.
 
-p95 is the quantile of the mixture over length cells. Searches rely on it to rise with the rate, and samples do with few
-exceptions: each keeps its random numbers while the rate moves, and each of its parts is an increasing quantile of them;
-S is solved for, as iterates of it can fall while it rises. Where answers take a few steps, cheaper prompts in a larger
-batch can make waits shorter.
+p95 is the quantile of the mixture over length cells; within a cell, answers lie evenly around their mean with the
+cell's standard deviation, each sample's at a place of its own. Searches rely on it to rise with the rate, and samples
+do with few exceptions: each keeps its random numbers while the rate moves, and each of its parts is an increasing
+quantile of them; S is solved for, as iterates of it can fall while it rises. Where answers take a few steps, cheaper
+prompts in a larger batch can make waits shorter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +57,7 @@ from scipy.special import gamma as gamma_function
 from scipy.stats import norm
 
 NODE_STEPS = (0.8191725133961645, 0.6710436067037893, 0.5497004779019703)  # R3 low-discrepancy sequence
+GOLDEN_RATIO = 0.6180339887498949
 STEP_GRID = np.linspace(-3.5, 3.5, 29)
 WATERMARK = 0.01  # of the KV cache, kept free when a prompt is admitted
 MOST_BUSY = 0.98
@@ -142,6 +153,55 @@ def wait_probability(busy: float, c2: float) -> float:
     return sigma
 
 
+@dataclass(frozen=True)
+class Dispersion:
+    """Index of dispersion of a stream that is a random part of one whose index is known for 1, 2, 4 ... requests."""
+
+    index: Sequence[float]
+    part: float = 1.0
+
+    def over(self, requests: float) -> float:
+        """Linear in the logarithm of the window, constant beyond the known ones."""
+        place = np.log2(max(requests / self.part, 1e-300))
+        return 1 + self.part * (float(np.interp(place, np.arange(len(self.index)), self.index)) - 1)
+
+
+def swings(lam: float, mu, grid, along: float, dispersion: Dispersion, overlap: float, replicas: int):
+    """1 / z(n) of the batch under arrivals with this dispersion, and the share of its variance that lasts.
+
+    At the grid's batch sizes and linear between them, at most at those that the token budget sustains; the share where
+    completions balance arrivals.
+    """
+    limit = len(mu) - 1
+    points = [n for n in grid if n < limit] + [limit]
+
+    def at(n: int) -> tuple[float, float]:
+        low, high = max(n - 1, 0), min(n + 1, limit)
+        m = replicas * lam / max((mu[high] - mu[low]) / (high - low), 1e-9 * lam)
+        m = min(m, dispersion.part * 2 ** (len(dispersion.index) - 1))
+        excess = max(dispersion.over(m) - 1, 0)
+        s = min(max(2 * (excess + 1 - dispersion.over(m / 2)) / excess, 0), 1) if excess > 0 else 0
+        z = (1 + excess * (overlap + (1 - overlap) * s)) / replicas + (1 - 1 / replicas) * TIES
+        return 1 / z, excess * s / replicas / z
+
+    calm, slow = np.array([at(min(int(n), max(int(along), 1))) for n in points]).T
+    reached = max(i for i in range(len(points) - 1) if i == 0 or mu[int(points[i])] <= lam)
+    low, high = (mu[int(points[i])] for i in (reached, reached + 1))
+    between = min(max((lam - low) / (high - low), 0), 1)
+    return np.interp(np.arange(limit + 1), points, calm), slow[reached] + between * (slow[reached + 1] - slow[reached])
+
+
+def robust_wait(dispersion: Dispersion, scv: float, spare: float, depth: float) -> float:
+    """sup_m sqrt(2 depth m (I(m) + scv)) - spare m, octave by octave as if I were constant in each."""
+    most, last = 0.0, len(dispersion.index) - 1
+    for k in range(last + 1):
+        low, high = (dispersion.part * 2.0**j for j in (k, k + 1))
+        about = (dispersion.over(low) + dispersion.over(high)) / 2 + scv
+        m = min(max(depth * about / (2 * spare**2), low if k else 0), high if k < last else np.inf)
+        most = max(most, np.sqrt(2 * depth * m * (dispersion.over(m) + scv)) - spare * m)
+    return most
+
+
 class Tables:
     """What depends on the engine and the lengths only."""
 
@@ -183,16 +243,20 @@ def evaluate(
     arrival_scv: float = 1.0,
     q: float = 0.95,
     replicas: int = 1,
+    spread_out=None,
+    dispersion: Dispersion | None = None,
 ):
     """Latency quantile of one of `replicas` equal replicas, at its rate; +inf where it is unstable.
 
     `arrival_scv` is that of the whole stream; each request goes to the replica with the fewest outstanding.
+    `spread_out` is the standard deviation of the answers within each cell.
     """
     w = np.asarray(share, float) / np.sum(share)
     tin, tout = np.asarray(tokens_in, float), np.asarray(tokens_out, float)
     t = getattr(engine, "tables", None) or Tables(engine, tin, tout)
     mean = lambda v: float(np.sum(w * v))  # noqa: E731
     out, prompt, budget = mean(tout), mean(tin), engine.max_batched_tokens
+    spread = np.zeros(len(tout)) if spread_out is None else np.asarray(spread_out, float)
     attention, prefill_attention = mean(t.attention_sum) / out, mean(t.prefill_attention)
     held = mean(tout * t.held) / out
     fit = ((1 - WATERMARK) * engine.kv_capacity_bytes - mean(t.prompt) / 2) / held
@@ -269,16 +333,19 @@ def evaluate(
         extra[j] = met * full / (met + full)
     mu = n / (out * (step + np.interp(n, t.grid, extra)))
     top = max(mu[limit], capacity)
-    births = lambda mu: np.maximum(lam + (z - 1) * mu, 1e-9 * lam) / z  # noqa: E731
-    ratio = births(mu[:-1]) / np.r_[mu[1:-1], top]
+    calm, slow = np.full(limit + 1, 1 / z), 0.0
+    if dispersion is not None:
+        calm, slow = swings(lam, mu, t.grid, along, dispersion, overlap, replicas)
+    births = np.maximum(calm * lam + (1 - calm) * np.r_[mu[:-1], top], 1e-9 * lam * calm)
+    ratio = births[:-1] / np.r_[mu[1:-1], top]
     p = np.r_[0, np.cumsum(np.log(ratio))]
     p = np.exp(p - p.max())
-    beyond = births(top) / top
+    beyond = births[limit] / top
     tail = p[limit] * beyond / (1 - beyond)
     p, tail = p / (p.sum() + tail), tail / (p.sum() + tail)
     running = float((p * n).sum() + tail * limit)
-    seen = p[:-1] * births(mu[:-1])
-    blocked = (p[limit] + tail) * births(top)
+    seen = p[:-1] * births[:-1]
+    blocked = (p[limit] + tail) * births[limit]
     found_running = float((seen * n[:-1]).sum() + blocked * limit) / (seen.sum() + blocked)
     p_full = blocked / (seen.sum() + blocked)
     seen[-1] += blocked
@@ -323,20 +390,28 @@ def evaluate(
     gauss = norm.ppf(u[2])
     k = i // nodes
     wait = queued / sigma * np.maximum(exponential[0] + np.log(sigma), 0) ** a / gamma_function(1 + a)
-    slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * slot_z / (top - lam)
+    place_wait = slot_z / (top - lam)
+    if dispersion is not None:
+        depth = max(1.0, np.log(max(p_full, 1e-300) / (1 - q)))
+        scv_of_area = mean(area**2) / mean(area) ** 2 - 1
+        place_wait = robust_wait(dispersion, scv_of_area, top / lam - 1, depth) / (depth * replicas * lam)
+    slot = np.maximum(exponential[1] + np.log(max(p_full, 1e-300)), 0) * place_wait
     first = rest + wait + own[k] + t.fill[k]
     found_share = min(found_running / running, 1.0)
     stretch = 1 + found_share * rho / (1 - rho)
     y = tout * out / mean(tout**2)  # decode time over the relaxation time of the batch
-    averaging = np.sqrt(2 * (y - 1 + np.exp(-y)) / y**2)
-    steps = tout[k] * (mean_step + averaging[k] * (np.interp(gauss, STEP_GRID, step_at) - mean_step) * stretch)
+    averaging = np.sqrt(slow + (1 - slow) * 2 * (y - 1 + np.exp(-y)) / y**2)
+    half_width = np.minimum(np.sqrt(3) * spread, np.maximum(tout - 1, 0))
+    place = np.argsort(np.argsort((i * GOLDEN_RATIO % 1).reshape(-1, nodes), axis=1), axis=1).ravel() + 0.5
+    written = tout[k] + (2 * place / nodes - 1) * half_width[k]
+    steps = written * (mean_step + averaging[k] * (np.interp(gauss, STEP_GRID, step_at) - mean_step) * stretch)
     amplified = 1 + again / (1 - again) * damped
     behind = first - 0.5 * sharing / (0.5 + rho) * wait
-    added = np.maximum(found_share * (rho / (1 - rho) * mean_step * tout[k] + again * amplified * behind), 1e-300)
+    added = np.maximum(found_share * (rho / (1 - rho) * mean_step * written + again * amplified * behind), 1e-300)
     v = (x2 + (own_c2 - 1) * marginal**2) / x1 * amplified**2 / added
     noisy = steps + added * np.maximum(1 - v / 9 + gauss * np.sqrt(v) / 3, 0) ** 3
     slowest = max(d + full, step[limit])
-    noisy = np.minimum(np.maximum(noisy, 0.9 * step[min(1, limit)] * tout[k]), slowest * tout[k])
+    noisy = np.minimum(np.maximum(noisy, 0.9 * step[min(1, limit)] * written), slowest * written)
     latency = slot + first + noisy
     weight = (w / nodes)[k]
     order = np.argsort(latency, kind="stable")
