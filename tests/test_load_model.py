@@ -241,7 +241,7 @@ def test_burstier_arrivals_do_not_help_and_higher_quantiles_are_later(case: Case
     smooth_s, bursty_s = (case.p95_s(rate_per_s, scv=scv)[0] for scv in (0.3, 1.0))
     assert smooth_s == bursty_s  # smoother than Poisson counts as Poisson
     quantiles_s = [case.p95_s(rate_per_s, q=q)[0] for q in (0.05, 0.5, 0.9, 0.95, 0.99)]
-    assert quantiles_s == sorted(quantiles_s)
+    assert (np.diff(quantiles_s) >= -ROUNDING * np.array(quantiles_s[1:])).all(), quantiles_s
 
 
 @given(cases())
