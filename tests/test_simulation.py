@@ -391,6 +391,29 @@ def test_overload_is_said_with_its_size(plan: Plan, problem: Problem) -> None:
     assert "wait at the last arrival" in found[0]
 
 
+def test_a_rate_that_no_clock_can_follow_is_refused(plan: Plan, problem: Problem) -> None:
+    with pytest.raises(InputError, match=r"rate_per_s is 1e-09, so that 2,000 requests take .* give a higher rate"):
+        cf.simulate(plan, problem, 2000, rate_per_s=1e-9)
+
+
+def test_what_predictions_know_nothing_of_is_said(plan: Plan, problem: Problem) -> None:
+    told = cf.simulate(plan, problem, 500, timeout_s=500.0, prefix_hit_share=0.5).notes
+    assert any("know nothing of a timeout and prefix hits" in note for note in told)
+    assert not any("know nothing" in note for note in cf.simulate(plan, problem, 500).notes)
+
+
+def test_clients_that_send_only_once_are_said(plan: Plan, problem: Problem) -> None:
+    told = cf.simulate(plan, problem, 300, concurrency=200).notes
+    assert any("200 clients" in note and "at least 1,000" in note for note in told)
+    assert not any("clients" in note for note in cf.simulate(plan, problem, 300, concurrency=20).notes)
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_a_plan_and_a_problem_are_asked_for(plan: Plan, problem: Problem, swapped: bool) -> None:
+    with pytest.raises(InputError, match="give a P"):
+        cf.simulate(problem, plan, 10) if swapped else cf.simulate(plan, None, 10)  # type: ignore[arg-type]
+
+
 def test_a_carried_load_is_not_called_overload(plan: Plan, problem: Problem) -> None:
     for requests in (200, 2_000, 20_000):
         run = simulate(plan, problem, requests, arrivals="poisson")

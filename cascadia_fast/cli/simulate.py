@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cascadia_fast.cli.outcome import INTERRUPTED, outcome, printing, progress
+from cascadia_fast.cli.outcome import say as tell
 
 if TYPE_CHECKING:
     from cascadia_fast.blueprint import Plan
@@ -136,6 +137,8 @@ def simulate(
         command = ["cascadia-fast", "simulate", *([plan] if plan is not None else [])]
         _print(run, document if as_json else None, command, {**given_files, **given})
     if interrupted:
+        for path in filter(None, (trace, timeline)):
+            tell(f"{path} was not written: the run was interrupted")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -160,8 +163,11 @@ def _check_outputs(trace: str | None, timeline: str | None, inputs: list[Path]) 
             continue
         if path in ("", "-"):
             raise InputError(f"{option} is {path!r}; give the path of a file")
-        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
-            raise InputError(f"{option} {path} is a directory or lies in none; give the path of a file in a directory")
+        folder = os.path.dirname(path) or "."
+        if os.path.isdir(path):
+            raise InputError(f"{option} {path} is a directory; give the path of a file in it")
+        if not os.path.isdir(folder):
+            raise InputError(f"{option} {path}: there is no directory {folder}; make it, or give another path")
         for read in inputs:
             if os.path.exists(path) and os.path.exists(read) and os.path.samefile(path, read):
                 raise InputError(f"{option} {path} is a file that the simulation reads; give another path")
@@ -225,6 +231,11 @@ def _run(plan: Plan, problem: Problem, arguments: dict[str, Any], say: Callable[
     except InputError as error:
         # Messages name parameters; users of the program know options.
         sentence = str(error)
+        if sentence.startswith("concurrency and "):
+            other = "--rate" if "rate_per_s" in arguments else "--arrivals"
+            raise InputError(
+                f"--concurrency and {other} contradict each other: clients that wait set the rate; give one"
+            ) from None
         for option, (name, _) in _OPTIONS.items():
             if sentence.startswith(f"{name} is "):
                 raise InputError(f"{option}{sentence.removeprefix(name)}") from None

@@ -14,12 +14,15 @@ from cascadia_fast.simulation.traffic import MAX_REQUESTS
 from cascadia_fast.summary import duration
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cascadia_fast.simulation import Simulation
     from cascadia_fast.simulation.statistics import Percentiles
 
 # A quantile stands on the requests beyond it: fewer than these in a section, and its interval is guesswork.
 LEAST_TAIL = 10
 WIDE = 0.1
+LEAST_TURNS = 5  # requests of a client in a closed loop
 NAMED = 3
 # A stage keeps up when it finishes this share of what arrives; what its engines hold at the ends of a window differs.
 KEEPS_UP = 0.95
@@ -29,14 +32,18 @@ SAME_RATE = 0.01
 
 def notes_of(run: Simulation) -> tuple[str, ...]:
     """Return the sentences."""
+    overloaded = tuple(_overloaded(run))
+    # More requests make no steady state of an overload.
+    unsteady = () if overloaded else (*_not_steady(run), *_too_short(run))
     return (
         *_interrupted(run),
-        *_overloaded(run),
+        *overloaded,
         *_lost(run),
-        *_not_steady(run),
-        *_too_short(run),
+        *_few_turns(run),
+        *unsteady,
         *_preempted(run),
         *_other_traffic(run),
+        *_other_settings(run),
     )
 
 
@@ -70,11 +77,28 @@ def _overloaded(run: Simulation) -> Iterator[str]:
                 if grows
                 else "the others time out"
             )
-            times = f", {came / done:.2f} times what it can do" if done else ""
+            able_per_s = _able_per_s(finished_s, admitted_s, end_s)
+            times = f", {came / length_s / able_per_s:.2f} times what it can do" if able_per_s else ""
             yield (
                 f"Stage {stage.index + 1} ({stage.model}) is overloaded: {came / length_s:.3g} requests/s arrive and "
-                f"{done / length_s:.3g} are finished{times}; {effect}"
+                f"{done / length_s:.3g} are finished meanwhile{times}; {effect}"
             )
+
+
+def _able_per_s(finished_s: NDArray[np.float64], admitted_s: NDArray[np.float64], from_s: float) -> float | None:
+    """What a stage finishes per second while all its engines are full: from the last arrival to the last admission."""
+    until_s = float(known(admitted_s).max(initial=from_s))
+    finished = int(np.count_nonzero((finished_s > from_s) & (finished_s <= until_s)))
+    return finished / (until_s - from_s) if finished >= LEAST_TAIL else None
+
+
+def _few_turns(run: Simulation) -> Iterator[str]:
+    clients = run.settings.concurrency
+    if clients is not None and run.settings.requests < LEAST_TURNS * clients:
+        yield (
+            f"{clients:,} clients wait for answers and {run.settings.requests:,} requests are sent, so that most of them "
+            f"send few or only one; give --requests of at least {LEAST_TURNS * clients:,}"
+        )
 
 
 def _lost(run: Simulation) -> Iterator[str]:
@@ -163,6 +187,22 @@ def _other_traffic(run: Simulation) -> Iterator[str]:
             f"The predictions are for {planned.rate_per_s:.4g} requests/s ({planned.rate_from}, headroom "
             f"{planned.headroom:g}) and this run has {run.settings.rate_per_s:.4g}"
         )
+
+
+def _other_settings(run: Simulation) -> Iterator[str]:
+    """What the latency model, which the predictions come from, knows nothing of."""
+    settings = run.settings
+    unknown = {
+        "a timeout": settings.timeout_s is not None,
+        "prefix hits": settings.prefix_hit_share > 0,
+        "prompts first": settings.batching != "chunked",
+        "the shortest prompt first": settings.admission != "fcfs",
+        f"{settings.dispatch} dispatch": settings.dispatch not in ("capacity_weighted", "least_outstanding"),
+        "a judge whose latency varies": settings.judge_cv > 0,
+    }
+    found = [what for what, given in unknown.items() if given]
+    if found and settings.concurrency is None:
+        yield f"The predictions know nothing of {_listed(found)}; compare without"
 
 
 def _listed(words: list[str]) -> str:

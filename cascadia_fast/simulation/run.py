@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast import _core
+from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import InputError
+from cascadia_fast.problem import Problem
 from cascadia_fast.simulation.columns import SERVED, STATUSES, Columns, known
 from cascadia_fast.simulation.results import (
     Comparison,
@@ -41,9 +43,6 @@ from cascadia_fast.simulation.traffic import arrival_times, drawn_requests, judg
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from cascadia_fast.blueprint import Plan
-    from cascadia_fast.problem import Problem
 
 DEFAULT_REQUESTS = 100_000
 SLO_SHARE = 0.95
@@ -345,6 +344,9 @@ def simulate(
     InputError
         The plan is not one of this problem, or an argument is out of range.
     """
+    for name, value, kind in (("plan", plan, Plan), ("problem", problem, Problem)):
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is a {type(value).__name__}; give a {kind.__name__}")
     if concurrency is not None and (rate_per_s is not None or arrivals is not None):
         given = "rate_per_s" if rate_per_s is not None else "arrivals"
         raise InputError(f"concurrency and {given} contradict each other: clients that wait set the rate; give one")

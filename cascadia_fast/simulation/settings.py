@@ -7,6 +7,8 @@ import operator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cascadia_fast.errors import InputError, did_you_mean
 from cascadia_fast.simulation.traffic import ARRIVALS, MAX_REQUESTS
 from cascadia_fast.workload import MAX_RATE_PER_S, MIN_RATE_PER_S
@@ -54,7 +56,10 @@ class Settings:
         require_number("judge_cv", self.judge_cv, 0, 100)
         for name in ("timeout_s", "slo_s"):
             seconds = getattr(self, name)
-            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            if seconds is None:
+                continue
+            require_number(name, seconds, -math.inf, math.inf)
+            if not (math.isfinite(seconds) and seconds > 0):
                 raise InputError(f"{name} is {seconds:g}; it must be a positive number of seconds")
 
 
@@ -70,6 +75,8 @@ def require_whole(name: str, value: Any, least: int, most: int) -> None:
 
 def require_number(name: str, value: float, least: float, most: float) -> None:
     """Raise an `InputError` unless the value is a number in a range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise InputError(f"{name} is {value!r}; give a number")
     if not least <= value <= most:  # false for NaN
         raise InputError(f"{name} is {value:g}; it must be a number from {least:g} to {most:g}")
 
@@ -77,5 +84,5 @@ def require_number(name: str, value: float, least: float, most: float) -> None:
 def require_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise an `InputError` unless the word is known; the nearest known one is named."""
     if value not in known:
-        hint = did_you_mean(value, known) or f"; use one of {', '.join(known)}"
+        hint = did_you_mean(str(value), known) or f"; use one of {', '.join(known)}"
         raise InputError(f"{name} is {value!r}{hint}")

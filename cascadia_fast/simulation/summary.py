@@ -71,7 +71,19 @@ def _title(run: Simulation) -> str:
 
 
 def _stages(run: Simulation) -> Table:
-    header = ("stage", "model", "GPUs", "replicas", "reach", "rate", "p95", "TTFT p95", "queue p95", "busy", "batch")
+    header = (
+        "stage",
+        "model",
+        "GPUs",
+        "replicas",
+        "reach",
+        "rate",
+        "p95",
+        "TTFT p95",
+        "queue p95",
+        "not idle",
+        "batch",
+    )
     return Table(header, tuple(_stage_row(stage) for stage in run.stages), frozenset({"model"}))
 
 
@@ -139,6 +151,8 @@ def _counts(run: Simulation) -> str:
 def _measured(run: Simulation) -> str:
     measured = run.measured
     after = run.columns.sent - measured.stop
+    if measured.start == after == 0:
+        return f"{_plural(measured.count, 'request')}, none left out"
     return (
         f"{_plural(measured.count, 'request')}; left out are the first {measured.start:,} (warm-up: a p99 latency of "
         f"{_time(measured.p99_s)}, or more if MSER-5 says so, at most half) and the last {after:,} (cool-down: a p99 "
@@ -187,8 +201,9 @@ def _throughput(run: Simulation) -> str:
 def _slo(run: Simulation) -> str:
     scale = run.smallest_slo_scale()
     shares = ", ".join(f"{100 * run.attainment(scale):.3g} % within {scale:g} ×" for scale in (1.5, 2, 3, 5))
-    best = "no scale is attained by 95 %" if scale is None else f"95 % within {scale:.3g} ×"
-    return f"{best} their own latency on an idle system; {shares}"
+    if scale is None:
+        return f"not 95 % are served at all; of their own latency on an idle system: {shares}"
+    return f"95 % within {scale:.3g} × their own latency on an idle system; {shares}"
 
 
 def _versus(run: Simulation) -> Table:
@@ -224,6 +239,8 @@ def _verdict(run: Simulation) -> str:
     errors = [(abs(found.error), found) for found in run.predictions if found.error is not None]
     if not errors:
         return "There is nothing to compare with."
+    if all(found.simulated.low is None for found in run.predictions):
+        return "Too few requests to tell how right the predictions are."
     inside = sum(found.inside for found in run.predictions)
     close = sum(error <= _CLOSE for error, _ in errors)
     worst_error, worst = max(errors, key=lambda pair: pair[0])
@@ -242,10 +259,13 @@ def _next(run: Simulation, command: Sequence[str], flags: Mapping[str, str]) -> 
         return shlex.join([*command, *(word for pair in {**asked, name: value}.items() for word in pair)])
 
     found = []
-    if 4 * run.requests <= MAX_REQUESTS:
+    overloaded = any("is overloaded" in note for note in run.notes)
+    if 4 * run.requests <= MAX_REQUESTS and not overloaded:
         found.append((line("--requests", str(4 * run.requests)), "half as wide intervals"))
     if run.settings.concurrency is not None:
         found.append((line("--concurrency", str(2 * run.settings.concurrency)), "twice the clients"))
+    elif run.settings.rate_per_s is not None and overloaded:
+        found.append((line("--rate", f"{0.9 * run.plan.predicted.max_rate_per_s:.3g}"), "what the plan carries"))
     elif run.settings.rate_per_s is not None:
         found.append((line("--rate", f"{1.25 * run.settings.rate_per_s:.3g}"), "a quarter more traffic"))
     found.append((line("--timeline", "timeline.html"), "a picture of the run"))

@@ -145,7 +145,7 @@ def _check_cluster(plan: Plan, problem: Problem) -> None:
     if plan.gpus > problem.gpus:
         raise InputError(
             f"the plan uses {plan.gpus:,} GPUs and the problem has {problem.gpus:,}; simulate with the problem it was "
-            f"made from, or with problem.replace(gpus={plan.pool_gpus})"
+            f"made from, or give its cluster {plan.pool_gpus:,} GPUs"
         )
 
 
@@ -166,7 +166,7 @@ def _engines(problem: Problem, spec: Stage, stage: StagePlan) -> tuple[tuple[_co
     if not any(group.count > 0 for group in stage.replicas):
         raise InputError(f"the plan gives {stage.model} no replica; a stage needs at least one")
     # Capacities only share out requests; where one is unknown, all replicas are taken as equal.
-    known = all(group.capacity_per_s for group in stage.replicas)
+    known = all(group.capacity_per_s is not None and group.capacity_per_s > 0 for group in stage.replicas)
     return tuple(
         (_step_costs(problem, spec, group), group.count, (group.capacity_per_s or 1.0) if known else 1.0)
         for group in stage.replicas

@@ -44,7 +44,7 @@ def check_path(path: Path) -> None:
     InputError
         The suffix is unknown, there is no such folder, the path is no regular file, or pyarrow is not installed.
     """
-    if path.suffix not in _WRITERS:
+    if path.suffix.lower() not in _WRITERS:
         raise InputError(f"{path} has no known suffix for a table; use one of {', '.join(_WRITERS)}")
     if not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: {path.parent} is no folder; make it first")
@@ -59,7 +59,7 @@ def write_table(run: Simulation, path: Path) -> None:
     temporary = path.with_name(f".simulation.{os.getpid()}.{threading.get_ident()}")
     try:
         with temporary.open("xb") as file:
-            _WRITERS[path.suffix](_batches(run), file)
+            _WRITERS[path.suffix.lower()](_batches(run), file)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); give a path in a folder with room") from None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ARRIVALS = ("trace", "poisson", "gamma")
 JUDGE_QUANTILES = 4096
 MAX_REQUESTS = 16_000_000
+MAX_TIME_S = 1e12  # beyond, times lose their milliseconds
 MAX_CV = 1e3  # beyond, nearly all of the times between arrivals are less than the smallest number
 # Beyond, an engine's counters of tokens would overflow; the longest context of any model is a thousandth of it.
 MAX_TOKENS = 2**30
@@ -59,8 +60,18 @@ def arrival_times(workload: Workload, kind: str, rate_per_s: float, count: int, 
     count, seed
         How many arrivals; equal seeds give equal times.
     """
-    if kind == "trace":
-        return _trace(workload, rate_per_s, count)
+    times_s = (
+        _trace(workload, rate_per_s, count) if kind == "trace" else _renewal(workload, kind, rate_per_s, count, seed)
+    )
+    if times_s[-1] >= MAX_TIME_S:
+        raise InputError(
+            f"rate_per_s is {rate_per_s:g}, so that {count:,} requests take {times_s[-1]:.3g} s; give a higher rate or "
+            f"fewer requests, for at most {MAX_TIME_S:g} s"
+        )
+    return times_s
+
+
+def _renewal(workload: Workload, kind: str, rate_per_s: float, count: int, seed: int) -> FloatArray:
     variation = 1.0 if kind == "poisson" else workload.cv
     if variation > MAX_CV:
         raise InputError(f"the workload's cv is {variation:g}; gamma arrivals have at most {MAX_CV:g}, so use poisson")
