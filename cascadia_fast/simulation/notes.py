@@ -96,8 +96,8 @@ def _few_turns(run: Simulation) -> Iterator[str]:
     clients = run.settings.concurrency
     if clients is not None and run.settings.requests < LEAST_TURNS * clients:
         yield (
-            f"{clients:,} clients wait for answers and {run.settings.requests:,} requests are sent, so that most of them "
-            f"send few or only one; give --requests of at least {LEAST_TURNS * clients:,}"
+            f"{clients:,} clients wait for answers and {run.settings.requests:,} requests are sent, so that most "
+            f"of them send few or only one; give --requests of at least {LEAST_TURNS * clients:,}"
         )
 
 
