@@ -12,12 +12,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cascadia_fast.dispersion import Windows, swings_of
 from cascadia_fast.errors import InputError, did_you_mean
 
 RATE_SOURCES = ("mean", "p95_1min", "peak_1min")
 DISPERSION_WINDOWS_S = (1, 10, 60)
-# The slowest swings matter most near saturation, and a trace holds few of them: four say more than none.
-MIN_SWINGS = 4
 # Below this many windows the variance of the counts is too uncertain to print.
 MIN_WINDOWS = 10
 # Gaps with CV 2 are the edge of what the latency model was checked against; Poisson arrivals have
@@ -231,10 +230,10 @@ class Arrivals:
         mean_gap_s = duration_s / gaps.size
         dispersion = {}
         for window_s in DISPERSION_WINDOWS_S:
-            windows = _Windows.of(times, window_s)
+            windows = Windows.of(times, window_s)
             if windows.count >= MIN_WINDOWS:
                 dispersion[window_s] = windows.dispersion()
-        minutes = _Windows.of(times, 60)
+        minutes = Windows.of(times, 60)
         rate_per_s = gaps.size / duration_s
         _require_rate("the rate of the arrivals", rate_per_s)
         return cls(
@@ -246,7 +245,7 @@ class Arrivals:
             count=times.size,
             duration_s=duration_s,
             times_s=times,
-            swings=_swings((times - times[0]) * rate_per_s),
+            swings=_sealed(swings_of((times - times[0]) * rate_per_s)),
         )
 
     def rescaled(self, rate_per_s: float) -> Arrivals:
@@ -367,51 +366,6 @@ def bursty_warning(arrivals: Arrivals) -> str | None:
         f"The latency model knows of bursts how much they vary, not when they come, and {' and '.join(reasons)}; "
         "plan with rate_from: p95_1min or with headroom"
     )
-
-
-def _swings(times: FloatArray) -> FloatArray:
-    """Return the index of dispersion over windows of 1, 2, 4 … time units; windows overlap by seven eighths."""
-    length = int(times[-1])
-    upto = np.concatenate([[0], np.cumsum(np.bincount(times.astype(np.int64), minlength=length + 1)[:length])])
-    found: list[float] = []
-    while (window := 1 << len(found)) * MIN_SWINGS <= length:
-        step = max(1, window >> 3)
-        counts = upto[window::step] - upto[: length + 1 - window : step]
-        # Windows that lie in one trace share its mean: their variance is too small by its own share of it.
-        found.append(counts.var() / counts.mean() / (1 - window / length))
-    return _sealed(np.array(found))
-
-
-@dataclass(frozen=True)
-class _Windows:
-    """Arrivals per window; only occupied windows are kept, since a stretched trace has billions of empty ones."""
-
-    occupied: NDArray[np.int64]  # arrivals of each occupied window, ascending
-    count: int  # windows, empty ones included
-
-    @classmethod
-    def of(cls, times_s: FloatArray, window_s: float) -> Self:
-        """Count arrivals in the whole windows that start at the first arrival."""
-        count = int((times_s[-1] - times_s[0]) / window_s)
-        index = np.floor((times_s - times_s[0]) / window_s)
-        _, arrivals = np.unique(index[index < count], return_counts=True)
-        return cls(np.sort(arrivals).astype(np.int64), count)
-
-    def dispersion(self) -> float:
-        """Return the variance of the counts (ddof 1) over their mean."""
-        mean = float(self.occupied.sum()) / self.count
-        squares = float((self.occupied.astype(np.float64) ** 2).sum())
-        return (squares - self.count * mean * mean) / (self.count - 1) / mean
-
-    def quantile(self, q: float) -> float:
-        """Return a quantile of the counts, linear between neighbours."""
-        empty = self.count - self.occupied.size
-        place = q * (self.count - 1)
-        low, high = (self._at(int(index) - empty) for index in (math.floor(place), math.ceil(place)))
-        return low + (high - low) * (place - math.floor(place))
-
-    def _at(self, index: int) -> float:
-        return float(self.occupied[index]) if index >= 0 else 0.0
 
 
 def _require_rate(name: str, value: float) -> None:

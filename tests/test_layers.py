@@ -17,8 +17,19 @@ PLANNER = {"planner", "alternating", "drafting", "infeasible", "simulated_plan",
 PUBLIC_FACE = {"__init__", "__main__", "cli"}
 # Inputs and the plan itself know nothing of how a plan is found.
 SOLVING = PLANNER | {"allocation", "fleet", "routing", "routing_kernels", "_core"}
-INPUTS = {"errors", "architecture", "catalog", "problem", "schema", "workload", "traffic", "samples", "readers"}
-NO_SOLVING = INPUTS | {"judge", "blueprint", "plan_json", "provenance", "simulation.traffic", "simulation.statistics"}
+INPUTS = {
+    "errors",
+    "architecture",
+    "catalog",
+    "dispersion",
+    "problem",
+    "schema",
+    "workload",
+    "traffic",
+    "samples",
+    "readers",
+}
+NO_SOLVING = INPUTS | {"readers", "judge", "blueprint", "plan_json", "provenance", "simulation.traffic", "simulation.statistics"}
 HEAVY = ("numba", "highspy", "pyarrow", "scipy", "pandas", "matplotlib")
 
 
