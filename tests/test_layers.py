@@ -29,7 +29,7 @@ INPUTS = {
     "samples",
     "readers",
 }
-NO_SOLVING = INPUTS | {"readers", "judge", "blueprint", "plan_json", "provenance", "simulation.traffic", "simulation.statistics"}
+NO_SOLVING = INPUTS | {"judge", "blueprint", "plan_json", "provenance", "simulation.traffic", "simulation.statistics"}
 HEAVY = ("numba", "highspy", "pyarrow", "scipy", "pandas", "matplotlib")
 
 
