@@ -10,14 +10,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
-from cascadia_fast.summary_layout import Report, Table, draw, encodable, plain, to_ascii
+from cascadia_fast.summary_layout import Report, Table, text_of, write
 
 if TYPE_CHECKING:
     from cascadia_fast.blueprint import HighsProof, Plan, ReplicaGroup, SimulatedLatency, SingleModel, StagePlan
 
 DEFAULT_COMMAND = ("cascadia-fast", "plan", "FILE")
 
-_FILE_WIDTH = 120
 # What the planner takes at most; no command may propose more.
 _MAX_GPUS = 1_000_000
 _NOTHING = "–"
@@ -43,18 +42,12 @@ def summarize(
     ascii_only : write ``x`` for the multiplication sign and so on.
     command, flags : how the plan was asked for, so that the next commands repeat it with one thing changed.
     """
-    text = plain(report_of(plan, command, flags or {}), width)
-    return to_ascii(text) if ascii_only else text
+    return text_of(report_of(plan, command, flags or {}), width, ascii_only)
 
 
 def show(plan: Plan, file: IO[str], command: Sequence[str], flags: Mapping[str, str]) -> None:
     """Write the summary to `file`: drawn as wide as the terminal on one, plain text elsewhere."""
-    report = report_of(plan, command, flags)
-    if file.isatty():
-        draw(report, file)
-        return
-    text = plain(report, _FILE_WIDTH)
-    file.write(text if encodable(text, file) else to_ascii(text))
+    write(report_of(plan, command, flags), file)
 
 
 def report_of(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> Report:

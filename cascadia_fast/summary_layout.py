@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 _ASCII = str.maketrans({"×": "x", "…": "~", "–": "-", "µ": "u", "→": ">"})
 _MIN_WIDTH = 40
 _LABEL_WIDTH = 13
+_FILE_WIDTH = 120
 _MIN_TEXT = 6
 _GAP = "  "
 # On narrow screens these columns go first, and the last of them only where texts would get shorter than this.
-_DISPENSABLE = ("batch", "weights", "rate", "utilised")
+_DISPENSABLE = ("batch", "weights", "not idle", "queue p95", "rate", "utilised")
 _SHORT_TEXT = 16
 # Names of models differ at their ends, so they are cut in the middle.
 _NAMES = ("model", "deployment")
@@ -77,6 +78,21 @@ class Report:
     versus: Table
     verdict: str
     commands: tuple[tuple[str, str], ...]
+
+
+def text_of(report: Report, width: int, ascii_only: bool) -> str:
+    """Plain text wrapped at `width` columns, of which at least 40 are used."""
+    text = plain(report, width)
+    return to_ascii(text) if ascii_only else text
+
+
+def write(report: Report, file: IO[str]) -> None:
+    """Write to `file`: drawn as wide as the terminal on one, plain text elsewhere."""
+    if file.isatty():
+        draw(report, file)
+        return
+    text = plain(report, _FILE_WIDTH)
+    file.write(text if encodable(text, file) else to_ascii(text))
 
 
 def plain(report: Report, width: int) -> str:

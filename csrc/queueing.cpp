@@ -69,13 +69,6 @@ CASCADIA_CLONES void averaging_factors(std::size_t n, double relaxation_tokens, 
   }
 }
 
-// The same where a share of the variance lasts longer than any decode.
-CASCADIA_CLONES void lasting_averages(std::size_t n, double lasting, const double* __restrict averaging,
-                                      double* __restrict lasting_averaging) {
-  for (std::size_t k = 0; k < n; ++k)
-    lasting_averaging[k] = std::sqrt(lasting + (1 - lasting) * averaging[k] * averaging[k]);
-}
-
 // What a request takes with n in decode, n = 1..limit; on input what an output token takes beyond its steps.
 CASCADIA_CLONES void request_times(std::size_t limit, double tokens_out, const double* __restrict step_s,
                                    double* __restrict time_s) {

@@ -83,4 +83,10 @@ double robust_wait_s(const Arrivals& arrivals, double place_scv, double most_per
   return most / (depth * arrivals.replicas * arrivals.rate_per_s);
 }
 
+CASCADIA_CLONES void lasting_averages(std::size_t n, double lasting, const double* __restrict averaging,
+                                      double* __restrict lasting_averaging) {
+  for (std::size_t k = 0; k < n; ++k)
+    lasting_averaging[k] = std::sqrt(lasting + (1 - lasting) * averaging[k] * averaging[k]);
+}
+
 }  // namespace cascadia

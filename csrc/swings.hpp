@@ -1,6 +1,7 @@
 // What arrivals whose rate wanders do to a batch, and to the queue for a place in it: tests/reference/load_model.py
 // derives the formulas.
 #pragma once
+#include <cstddef>
 #include <span>
 
 #include "arrivals.hpp"
@@ -19,5 +20,9 @@ double set_calm(const Arrivals& arrivals, double overlap, double along, std::spa
 // surplus of arrivals over any window, as rare as exp(-rarity), at least 1; over that. place_scv: of what requests
 // take.
 double robust_wait_s(const Arrivals& arrivals, double place_scv, double most_per_s, double rarity);
+
+// What is left of the spread of step times over a whole decode, per cell, where a share of their variance lasts longer
+// than any decode.
+void lasting_averages(std::size_t n, double lasting, const double* averaging, double* lasting_averaging);
 
 }  // namespace cascadia

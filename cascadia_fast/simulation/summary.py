@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 
 from cascadia_fast.simulation.traffic import MAX_REQUESTS
 from cascadia_fast.summary import duration
-from cascadia_fast.summary_layout import Report, Table, draw, encodable, plain, to_ascii
+from cascadia_fast.summary_layout import Report, Table, text_of, write
 
 if TYPE_CHECKING:
     from cascadia_fast.simulation import Simulation
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 DEFAULT_COMMAND = ("cascadia-fast", "simulate", "plan.json")
 
-_FILE_WIDTH = 120
 _NOTHING = "–"
 _CLOSE = 0.1  # relative; nearer predictions are called good even where the interval is narrower still
 
@@ -39,18 +38,12 @@ def summarize(
     ascii_only : write ``x`` for the multiplication sign and so on.
     command, flags : how the run was asked for, so that the next commands repeat it with one thing changed.
     """
-    text = plain(report_of(run, command, flags or {}), width)
-    return to_ascii(text) if ascii_only else text
+    return text_of(report_of(run, command, flags or {}), width, ascii_only)
 
 
 def show(run: Simulation, file: IO[str], command: Sequence[str], flags: Mapping[str, str]) -> None:
     """Write the summary to `file`: drawn as wide as the terminal on one, plain text elsewhere."""
-    report = report_of(run, command, flags)
-    if file.isatty():
-        draw(report, file)
-        return
-    text = plain(report, _FILE_WIDTH)
-    file.write(text if encodable(text, file) else to_ascii(text))
+    write(report_of(run, command, flags), file)
 
 
 def report_of(run: Simulation, command: Sequence[str], flags: Mapping[str, str]) -> Report:

@@ -2,11 +2,12 @@
 
 An engine schedules as vLLM's v1 engine does. Every step gives each running decode one token, continues the prompt that
 the last step cut off, and fills what is left of the token budget with waiting prompts, first come, first served, the
-last of them cut off again. A prompt is admitted when all of it would fit the free part of the KV cache, 1 % kept aside:
-vLLM's default since it has ``scheduler_reserve_full_isl`` (its pull request 37307); with room for the first chunk
-alone, long prompts drive each other out. Nothing is reserved: the cache fills with the context, token by token (blocks
-of 16 would waste 8 tokens per request). When it is full, the request admitted last loses its place: it goes back to the
-front of the queue, and later everything it had read and written is prefilled again.
+last of them cut off again. A prompt is admitted when all of it would fit the free part of the KV cache, vLLM's default
+since it has ``scheduler_reserve_full_isl`` (its pull request 37307); with room for the first chunk alone, long prompts
+drive each other out. 1 % is kept aside, which is a choice: vLLM's own default is 0 (its pull request 44594). Nothing is
+reserved: the cache fills with the context, token by token (blocks of 16 would waste 8 tokens per request). When it is
+full, the request admitted last loses its place: it goes back to the front of the queue, and later everything it had
+read and written is prefilled again.
 
 Step times are those of the core. Nothing is random but arrivals, lengths and dispatch. At equal times requests arrive
 first, then a step starts; a request counts as unfinished until then.
