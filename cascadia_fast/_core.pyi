@@ -208,7 +208,7 @@ def latency_quantiles(
     share: NDArray[np.float64],
     rate_per_s: NDArray[np.float64],
     arrival_scv: float = 1.0,
-    replicas: int = 1,
+    replicas: float = 1.0,
     q: float = 0.95,
     spread_out: NDArray[np.float64] | None = None,
     dispersion: NDArray[np.float64] | None = None,
@@ -240,7 +240,15 @@ def idle_bounds(
 ) -> NDArray[np.float64]: ...
 
 class Choice:
-    def __init__(self, shape: int, replicas: int, gpus: int, latency_s: float) -> None: ...
+    def __init__(
+        self,
+        shape: int,
+        replicas: int,
+        gpus: int,
+        latency_s: float,
+        fill_shape: int = -1,
+        fill_replicas: int = 0,
+    ) -> None: ...
     @property
     def shape(self) -> int: ...
     @property
@@ -249,6 +257,10 @@ class Choice:
     def gpus(self) -> int: ...
     @property
     def latency_s(self) -> float: ...
+    @property
+    def fill_shape(self) -> int: ...
+    @property
+    def fill_replicas(self) -> int: ...
 
 class Traffic:
     def __init__(
@@ -260,13 +272,44 @@ class Traffic:
         quantile: float = 0.95,
         idle_stage_keeps_replica: bool = False,
         dispersion: NDArray[np.float64] | None = None,
+        mixed: bool = False,
     ) -> None: ...
+
+class StageLimits:
+    def __init__(
+        self,
+        *,
+        least_replicas: int = 0,
+        most_replicas: int = 1_000_000,
+        spare_replicas: int = 0,
+        survive_s: float = ...,
+    ) -> None: ...
+
+class Models:
+    def __init__(
+        self,
+        *,
+        replicas: Sequence[Sequence[Replica]],
+        cells: Sequence[Sequence[NDArray[np.float64]]],
+        pools: Sequence[Sequence[int]] | None = None,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def smallest_engine(self, model: int) -> int: ...
+    def nodes(self, model: int) -> int: ...
 
 class ExactResult:
     @property
     def routing(self) -> int: ...
     @property
     def stages(self) -> list[Choice]: ...
+    @property
+    def worst_s(self) -> list[float]: ...
+    @property
+    def value(self) -> float: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def complete(self) -> bool: ...
     @property
     def meet_floor(self) -> int: ...
     @property
@@ -304,27 +347,118 @@ class CascadeSearch:
     def __init__(
         self,
         *,
-        replicas: Sequence[Sequence[Replica]],
-        cells: Sequence[Sequence[NDArray[np.float64]]],
+        models: Models,
+        stations: Sequence[int],
+        depth: Sequence[int],
         share: Sequence[NDArray[np.float64]],
         quality: NDArray[np.float64],
         levels: Sequence[int],
         routings: NDArray[np.int32],
         traffic: Traffic,
+        limits: Sequence[StageLimits] = ...,
+        requests: tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float64]] | None = None,
     ) -> None: ...
-    def exact(self, gpus: int, quality_floor: float, previous_gpus: Sequence[int] = ...) -> ExactResult: ...
+    def exact(
+        self,
+        *,
+        candidates: NDArray[np.int64],
+        gpus: NDArray[np.int32] | int,
+        minimise: str = "latency",
+        limit_s: float = ...,
+        usd_per_gpu: float = 1.0,
+        fixed_usd: NDArray[np.float64] | None = None,
+        previous_gpus: Sequence[int] = ...,
+        beat: float = ...,
+        time_limit_s: float = ...,
+        threads: int = 1,
+    ) -> ExactResult: ...
+    def front(
+        self,
+        *,
+        candidates: NDArray[np.int64],
+        gpus: NDArray[np.int32] | int,
+        minimise: str = "latency",
+        limit_s: float = ...,
+        usd_per_gpu: float = 1.0,
+        fixed_usd: NDArray[np.float64] | None = None,
+        threads: int = 1,
+    ) -> list[ExactResult]: ...
     def deploy(self, routing: int, gpus: int) -> list[Choice]: ...
     def route(self, deployment: Sequence[Choice], quality_floor: float, mu_s: float, span: float) -> RouteResult: ...
-    def single(self, stage: int, gpus: int) -> Choice: ...
+    def single(self, station: int, gpus: int) -> Choice: ...
     def columns(self, routing: int, latency_s: float, gpus: int) -> list[list[Choice]]: ...
-    def smallest_engine(self, stage: int) -> int: ...
     def table(
-        self, routing: int, stage: int, gpus: int, threads: int = 1
+        self, routing: int, station: int, gpus: int, threads: int = 1
     ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.int32]]: ...
-    def evaluate(self, routing: int, stage: int, shape: int, replicas: int) -> StageDetail: ...
-    def max_rate_per_s(self, gpus: int, quality_floor: float) -> float: ...
-    def least_gpus(self, quality_floor: float) -> float: ...
-    def lightest(self, quality_floor: float) -> int: ...
+    def evaluate(self, routing: int, station: int, choice: Choice) -> StageDetail: ...
+    def sampled(self, *, routing: int, station: int, option: int, rate_per_s: float) -> StageDetail: ...
+    def split(self, routing: int, station: int, choice: Choice) -> tuple[float, float]: ...
+    def capacities(
+        self,
+        *,
+        station: int,
+        prefixes: NDArray[np.int64],
+        limit_s: float,
+        enough_per_s: NDArray[np.float64] | None = None,
+        threads: int = 1,
+    ) -> NDArray[np.float64]: ...
+    def share(self, routing: int, station: int) -> NDArray[np.float64]: ...
+    def max_rate_per_s(self, candidates: NDArray[np.int64], gpus: NDArray[np.int32] | int) -> float: ...
+    def least_gpus(self, candidates: NDArray[np.int64]) -> float: ...
+    def lightest(self, candidates: NDArray[np.int64]) -> int: ...
+
+class PathSearch:
+    def __init__(
+        self,
+        *,
+        search: CascadeSearch,
+        escalates: NDArray[np.int32],
+        sample: NDArray[np.int32],
+        judge_sample: NDArray[np.int32] | None,
+        weight: NDArray[np.float64],
+        judge_delay_s: float,
+        pools: int = 1,
+    ) -> None: ...
+    def quantile(self, routing: int, stages: Sequence[Choice], metric: str, q: float = 0.95) -> float: ...
+    def quantile_of(
+        self,
+        *,
+        routing: int,
+        stations: Sequence[Sequence[tuple[float, NDArray[np.float64], NDArray[np.float64]]]],
+        metric: str,
+        q: float = 0.95,
+    ) -> float: ...
+    # A station with spare_replicas k in its StageLimits: with it alone k replicas short its own p95 is at most
+    # survive_s, and the ceilings on end_to_end_p95 and ttft_p95 still hold.
+    def exact(
+        self,
+        *,
+        candidates: NDArray[np.int64],
+        gpus: NDArray[np.int32],  # (candidates, pools)
+        metric: str,
+        minimise: str = "latency",
+        limits_s: tuple[float, float, float] = ...,  # of max_stage_p95, end_to_end_p95, ttft_p95
+        usd_per_gpu: Sequence[float] = ...,  # of each pool
+        fixed_usd: NDArray[np.float64] | None = None,
+        budget_usd: float = ...,
+        previous_gpus: Sequence[int] = ...,
+        beat: float = ...,
+        time_limit_s: float = ...,
+        threads: int = 1,
+    ) -> ExactResult: ...
+    def front(
+        self,
+        *,
+        candidates: NDArray[np.int64],
+        gpus: NDArray[np.int32],
+        metric: str,
+        minimise: str = "latency",
+        limits_s: tuple[float, float, float] = ...,
+        usd_per_gpu: Sequence[float] = ...,
+        fixed_usd: NDArray[np.float64] | None = None,
+        budget_usd: float = ...,
+        threads: int = 1,
+    ) -> list[ExactResult]: ...
 
 class StepCosts:
     def __init__(self, replica: Replica) -> None: ...

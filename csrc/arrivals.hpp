@@ -16,11 +16,11 @@ struct Dispersion {
   double at(double octaves) const;
 };
 
-// Requests at one of `replicas` equal replicas; each goes to the one with the fewest outstanding.
+// Requests at one replica of several; each goes to the one with the fewest outstanding for what it can take.
 struct Arrivals {
-  double rate_per_s = 0;  // at one replica
+  double rate_per_s = 0;  // at this replica
   double scv = 1;         // of the gaps in the whole stream; below 1 counts as 1
-  int replicas = 1;
+  double replicas = 1;    // the whole stream's rate over this replica's: their number where all are equal
   const Dispersion* dispersion = nullptr;  // of a stream that this one is a random part of; null: gaps are independent
   double part = 1;
 

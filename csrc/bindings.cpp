@@ -7,7 +7,9 @@ namespace py = pybind11;
 namespace cascadia {
 void register_model(py::module_& m);
 void register_load(py::module_& m);
+void register_stage(py::module_& m);
 void register_search(py::module_& m);
+void register_paths(py::module_& m);
 void register_stations(py::module_& m);
 void register_simulation(py::module_& m);
 }  // namespace cascadia
@@ -24,7 +26,9 @@ PYBIND11_MODULE(_core, m) {
   });
   cascadia::register_model(m);
   cascadia::register_load(m);
+  cascadia::register_stage(m);
   cascadia::register_search(m);
+  cascadia::register_paths(m);
   cascadia::register_stations(m);
   cascadia::register_simulation(m);
 }

@@ -64,8 +64,8 @@ py::array_t<double> per_row(const Replica& replica, const LengthCells& cells, co
 }
 
 py::array_t<double> latency_quantiles(const Replica& replica, const Floats& tokens_in, const Floats& tokens_out,
-                                      const Floats& share, const Floats& rate_per_s, double arrival_scv, int replicas,
-                                      double q, const std::optional<Floats>& spread_out,
+                                      const Floats& share, const Floats& rate_per_s, double arrival_scv,
+                                      double replicas, double q, const std::optional<Floats>& spread_out,
                                       const std::optional<Floats>& dispersion) {
   const Dispersion known = dispersion_of(dispersion);
   require(share.ndim() == 2 && rate_per_s.ndim() == 1 && rate_per_s.size() == share.shape(0),
@@ -75,7 +75,8 @@ py::array_t<double> latency_quantiles(const Replica& replica, const Floats& toke
                                                  " requests per second: give a "
                                                  "finite number above 0.");
   require_quantile(arrival_scv, q);
-  require(replicas >= 1, "replicas is " + std::to_string(replicas) + ": give a number of at least 1.");
+  require(replicas >= 1 && replicas < kUnreachable,
+          "replicas is " + std::to_string(replicas) + ": give a finite number of at least 1.");
   Load load;
   Scratch scratch;
   return per_row(replica, cells_of(tokens_in, tokens_out, spread_out), share,
@@ -142,14 +143,14 @@ py::array_t<double> idle_bounds(const Replica& replica, const Floats& tokens_in,
 
 void register_load(py::module_& m) {
   m.def("latency_quantiles", &latency_quantiles, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
-        "rate_per_s"_a, "arrival_scv"_a = 1.0, "replicas"_a = 1, "q"_a = 0.95, "spread_out"_a = std::nullopt,
+        "rate_per_s"_a, "arrival_scv"_a = 1.0, "replicas"_a = 1.0, "q"_a = 0.95, "spread_out"_a = std::nullopt,
         "dispersion"_a = std::nullopt,
         "Latency quantile [s] of one replica for each row of `share` (rows, cells) at its rate (rows,); +inf: "
         "unstable.\n\n"
         "tokens_in, tokens_out, spread_out (standard deviation of the answers in a cell): (cells,). arrival_scv: "
         "squared coefficient of variation of the inter-arrival times of "
         "the whole stream, which goes to `replicas` equal replicas, each request to the one with the fewest "
-        "outstanding.");
+        "outstanding; where they are not equal, `replicas` is the whole stream's rate over that of the one asked for.");
   m.def("closed_loop", &closed_loop, py::kw_only(), "replica"_a, "tokens_in"_a, "tokens_out"_a, "share"_a,
         "concurrency"_a, "rounds"_a = 10,
         "Mean (ttft_s, tpot_s, running, throughput_per_s), each (n,), of one replica under `concurrency` (n,) clients "

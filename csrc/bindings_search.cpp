@@ -1,11 +1,17 @@
-#include <pybind11/stl.h>
+#include "bindings_search.hpp"
 
-#include "bindings_arrays.hpp"
-#include "exact.hpp"
+#include <pybind11/stl.h>
 
 namespace cascadia {
 
 using namespace pybind11::literals;
+
+Minimise minimise_of(const std::string& name) {
+  if (name == "latency") return Minimise::latency;
+  if (name == "spend") return Minimise::spend;
+  require(name == "any", "minimise is '" + name + "': use 'latency', 'spend' or 'any'.");
+  return Minimise::any;
+}
 
 namespace {
 
@@ -23,91 +29,97 @@ LengthCells cells_of(const std::vector<Floats>& arrays) {
   return cells;
 }
 
-// The search views the grid's arrays, so it is kept together with them.
-class BoundSearch {
- public:
-  BoundSearch(const std::vector<std::vector<Replica>>& replicas, const std::vector<std::vector<Floats>>& cells,
-              std::vector<Floats> share, Floats quality, const std::vector<std::size_t>& levels, Indexes routings,
-              const Traffic& traffic)
-      : share_(std::move(share)), quality_(std::move(quality)), routings_(std::move(routings)) {
-    const std::size_t stages = replicas.size();
-    require(stages > 0 && cells.size() == stages && share_.size() == stages && levels.size() + 1 == stages,
-            "A cascade of " + std::to_string(stages) + " stages needs as many cells and shares, and one level fewer.");
-    require(
-        traffic.rate_per_s > 0 && traffic.rate_per_s < kUnreachable,
-        "The rate is " + std::to_string(traffic.rate_per_s) + " requests per second: give a finite number above 0.");
-    require(traffic.max_utilization > 0 && traffic.max_utilization < 1,
-            "max_utilization is " + std::to_string(traffic.max_utilization) + ": give a number between 0 and 1.");
-    require_quantile(traffic.scv, traffic.quantile);
-    std::vector<std::shared_ptr<const StageModel>> models;
-    RoutingGrid grid{levels, {}, view(quality_), view(routings_)};
-    std::size_t rows = 1;
-    for (std::size_t i = 0; i < stages; ++i) {
-      const LengthCells stage_cells = cells_of(cells[i]);
-      require(static_cast<std::size_t>(share_[i].size()) == rows * stage_cells.size(),
-              "share[" + std::to_string(i) + "] must have shape (" + std::to_string(rows) + ", " +
-                  std::to_string(stage_cells.size()) + ").");
-      require_share(view(share_[i]), "share[" + std::to_string(i) + "]");
-      const py::gil_scoped_release release;
-      models.push_back(std::make_shared<const StageModel>(replicas[i], stage_cells));
-      grid.share.push_back(view(share_[i]));
-      if (i < levels.size()) rows *= levels[i];
+BoundModels models_of(const std::vector<std::vector<Replica>>& replicas, const std::vector<std::vector<Floats>>& cells,
+                      const std::optional<std::vector<std::vector<int>>>& pools) {
+  require(!replicas.empty() && cells.size() == replicas.size(),
+          "There are engines of " + std::to_string(replicas.size()) + " models and length cells of " +
+              std::to_string(cells.size()) + ": give as many, and at least one.");
+  BoundModels models;
+  for (std::size_t i = 0; i < replicas.size(); ++i) {
+    models.pools.emplace_back(replicas[i].size(), 0);
+    if (pools) {
+      require(pools->size() == replicas.size() && (*pools)[i].size() == replicas[i].size(),
+              "pools must name a pool for each engine of each model.");
+      models.pools.back() = (*pools)[i];
     }
-    require(static_cast<std::size_t>(quality_.size()) == rows,
-            "quality must have one entry per threshold combination.");
-    check_routings(levels);
-    search_ = std::make_unique<CascadeSearch>(std::move(models), std::move(grid), traffic);
+    const LengthCells lengths = cells_of(cells[i]);
+    const py::gil_scoped_release release;
+    models.models.push_back(std::make_shared<const StageModel>(replicas[i], lengths));
   }
+  return models;
+}
 
-  CascadeSearch& operator*() const { return *search_; }
-  CascadeSearch* operator->() const { return search_.get(); }
-
-  std::size_t checked_stage(std::size_t stage) const {
-    require(stage < share_.size(),
-            "Stage " + std::to_string(stage) + " is not one of the " + std::to_string(share_.size()) + " stages.");
-    return stage;
+// The arrays are the caller's, who holds them until the answer is there.
+Question question_of(const BoundSearch& search, const Routings& candidates, const Indexes& gpus,
+                     const std::string& minimise, double limit_s, double usd_per_gpu,
+                     const std::optional<Floats>& fixed_usd) {
+  search.check_candidates(candidates);
+  require(gpus.size() == 1 || gpus.size() == candidates.size(),
+          "gpus has " + std::to_string(gpus.size()) + " numbers for " + std::to_string(candidates.size()) +
+              " candidates: give one for each, or one for all.");
+  require(!std::isnan(limit_s) && limit_s >= 0, "limit_s is " + std::to_string(limit_s) + ": give seconds, or inf.");
+  require(usd_per_gpu > 0 && usd_per_gpu < kUnreachable,
+          "usd_per_gpu is " + std::to_string(usd_per_gpu) + ": give a finite price above 0.");
+  Question question;
+  question.candidates = view(candidates);
+  question.gpus = view(gpus);
+  question.minimise = minimise_of(minimise);
+  question.limit_s = limit_s;
+  question.usd_per_gpu = usd_per_gpu;
+  if (fixed_usd) {
+    require(fixed_usd->size() == candidates.size(), "fixed_usd must have one number for each candidate.");
+    for (const double usd : view(*fixed_usd))
+      if (!(usd >= 0 && usd < kUnreachable))
+        throw std::invalid_argument("fixed_usd has " + std::to_string(usd) + ": give finite numbers of at least 0.");
+    question.fixed_usd = view(*fixed_usd);
   }
+  return question;
+}
 
-  // Index -1 stands for no replicas.
-  void check_choice(std::size_t stage, int shape, int replicas) const {
-    const int shapes = static_cast<int>(search_->stage(checked_stage(stage)).shapes().size());
-    require(shape >= -1 && shape < shapes && replicas >= (shape < 0 ? 0 : 1) && replicas <= 1'000'000,
-            "Shape " + std::to_string(shape) + " with " + std::to_string(replicas) +
-                " replicas is not a deployment of stage " + std::to_string(stage) + ", which has " +
-                std::to_string(shapes) + " shapes.");
-  }
+ExactResult exact(const BoundSearch& search, const Routings& candidates, const Indexes& gpus,
+                  const std::string& minimise, double limit_s, double usd_per_gpu,
+                  const std::optional<Floats>& fixed_usd, const std::vector<int>& previous_gpus, double beat,
+                  double time_limit_s, int threads) {
+  Question question = question_of(search, candidates, gpus, minimise, limit_s, usd_per_gpu, fixed_usd);
+  question.previous_gpus = previous_gpus;
+  question.beat = beat;
+  question.time_limit_s = time_limit_s;
+  question.threads = threads;
+  const py::gil_scoped_release release;
+  return search->exact(question, signals());
+}
 
-  std::size_t checked_routing(std::size_t routing) const {
-    require(routing < search_->grid().count(), "Routing " + std::to_string(routing) + " is not one of the " +
-                                                   std::to_string(search_->grid().count()) + " distinct routings.");
-    return routing;
-  }
+std::vector<ExactResult> front(const BoundSearch& search, const Routings& candidates, const Indexes& gpus,
+                               const std::string& minimise, double limit_s, double usd_per_gpu,
+                               const std::optional<Floats>& fixed_usd, int threads) {
+  Question question = question_of(search, candidates, gpus, minimise, limit_s, usd_per_gpu, fixed_usd);
+  question.threads = threads;
+  const py::gil_scoped_release release;
+  return search->front(question, signals());
+}
 
- private:
-  void check_routings(const std::vector<std::size_t>& levels) const {
-    const auto flat = view(routings_);
-    if (levels.empty()) return;
-    require(!flat.empty() && flat.size() % levels.size() == 0, "routings must have shape (R, thresholds), R > 0.");
-    for (std::size_t i = 0; i < flat.size(); ++i)
-      require(flat[i] >= 0 && static_cast<std::size_t>(flat[i]) < levels[i % levels.size()],
-              "routings has a level index that its threshold does not have.");
-  }
+std::pair<double, std::int64_t> fewest_gpus(const BoundSearch& search, const Routings& candidates) {
+  search.check_candidates(candidates);
+  const py::gil_scoped_release release;
+  return search->fewest_gpus(view(candidates));
+}
 
-  std::vector<Floats> share_;
-  Floats quality_;
-  Indexes routings_;
-  std::unique_ptr<CascadeSearch> search_;
-};
+RouteResult route(const BoundSearch& search, const std::vector<Choice>& deployment, double quality_floor, double mu_s,
+                  double span) {
+  require(span > 0 && mu_s >= 0, "The Chebyshev objective needs span > 0 and mu >= 0.");
+  require(deployment.size() == search->grid().stations(), "The deployment needs one Choice per station.");
+  for (std::size_t i = 0; i < deployment.size(); ++i) search.check_choice(i, deployment[i]);
+  const py::gil_scoped_release release;
+  return search->route(deployment, quality_floor, mu_s, span, signals());
+}
 
-py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::size_t stage, int shape, int replicas) {
-  search.check_choice(stage, shape, replicas);
-  require(shape >= 0, "Shape -1 stands for no replicas: there is nothing to evaluate.");
-  search.checked_routing(routing);
+// What `work` finds, as Python takes it. Another thread may hold the search's lock and wait for the GIL meanwhile.
+template <class Work>
+py::dict detail_of(const Work& work) {
   StageEvaluation result;
   {
-    // Another thread may hold the search's lock and wait for the GIL.
     const py::gil_scoped_release release;
-    result = search->evaluate(routing, stage, shape, replicas);
+    result = work();
   }
   const auto nodes = static_cast<py::ssize_t>(result.nodes);
   const auto cells = static_cast<py::ssize_t>(result.latency_s.size()) / nodes;
@@ -117,15 +129,64 @@ py::dict evaluate_stage(const BoundSearch& search, std::size_t routing, std::siz
                   "first_token_s"_a = read_only(result.first_token_s, {nodes, cells}));
 }
 
-py::tuple table_of(const BoundSearch& search, std::size_t routing, std::size_t stage, int gpus, int threads) {
+py::dict evaluate(const BoundSearch& search, std::size_t routing, std::size_t station, const Choice& choice) {
+  search.checked_routing(routing);
+  search.check_choice(station, choice);
+  require(choice.shape >= 0, "Shape -1 stands for no replicas: there is nothing to evaluate.");
+  require(choice.fill_shape < 0, "A mixed station has two groups: evaluate each with sampled, at the rates of split.");
+  return detail_of([&] { return search->evaluate(routing, station, choice.shape, choice.replicas); });
+}
+
+py::dict sampled(const BoundSearch& search, std::size_t routing, std::size_t station, int option, double rate_per_s) {
+  search.checked_routing(routing);
+  search.check_choice(station, {option, 1});
+  require(option >= 0, "Option -1 stands for no replicas: there is nothing to evaluate.");
+  require(rate_per_s > 0 && rate_per_s < kUnreachable,
+          "rate_per_s is " + std::to_string(rate_per_s) + ": give a finite number above 0.");
+  return detail_of([&] { return search->sampled(routing, station, option, rate_per_s); });
+}
+
+std::pair<double, double> split(const BoundSearch& search, std::size_t routing, std::size_t station,
+                                const Choice& choice) {
+  search.checked_routing(routing);
+  search.check_choice(station, choice);
+  const py::gil_scoped_release release;
+  const Split parts = search->split(routing, station, choice);
+  return {parts.rate_per_s, parts.fill_rate_per_s};
+}
+
+py::array_t<double> capacities(const BoundSearch& search, std::size_t station, const Routings& prefixes, double limit_s,
+                               const std::optional<Floats>& enough_per_s, int threads) {
+  search.checked_station(station);
+  const auto rows = static_cast<std::int64_t>(search->grid().rows(station));
+  for (const std::int64_t prefix : view(prefixes))
+    if (prefix < 0 || prefix >= rows)
+      throw std::invalid_argument("Prefix " + std::to_string(prefix) + " is not one of the " + std::to_string(rows) +
+                                  " rows of the station's share.");
+  require(limit_s >= 0, "limit_s is " + std::to_string(limit_s) + ": give seconds, or inf.");
+  const auto options = static_cast<py::ssize_t>(search->stage(station).shapes().size());
+  std::span<const double> enough;
+  if (enough_per_s) enough = view(*enough_per_s);
+  require(!enough_per_s || enough_per_s->size() == prefixes.size() * options,
+          "enough_per_s must have shape (" + std::to_string(prefixes.size()) + ", " + std::to_string(options) + ").");
+  std::vector<double> rates_per_s;
+  {
+    const py::gil_scoped_release release;
+    rates_per_s = search->capacities(station, view(prefixes), limit_s, enough, threads, signals());
+  }
+  return read_only(rates_per_s, {prefixes.size(), options});
+}
+
+py::tuple table_of(const BoundSearch& search, std::size_t routing, std::size_t station, int gpus, int threads) {
   require(gpus >= 0 && gpus <= 1'000'000, "A table of " + std::to_string(gpus) + " GPUs is out of range (0 to 1e6).");
   search.checked_routing(routing);
-  search.checked_stage(stage);
+  search.checked_station(station);
   std::vector<Choice> table;
   {
     const py::gil_scoped_release release;
-    table =
-        latency_table(search->stage(stage), search->share(routing, stage), search->traffic(), gpus, threads, signals());
+    const std::vector<double> share = search->share(routing, station);
+    table = latency_table(search->stage(station), share, search->traffic(), search->setting().stations[station].limits,
+                          gpus, threads, signals());
   }
   std::vector<double> latency;
   std::vector<std::int32_t> shape, replicas;
@@ -137,33 +198,40 @@ py::tuple table_of(const BoundSearch& search, std::size_t routing, std::size_t s
   return py::make_tuple(read_only(latency), read_only(shape), read_only(replicas));
 }
 
-}  // namespace
-
-void register_search(py::module_& m) {
-  py::class_<Choice>(m, "Choice", "How one stage is deployed: `replicas` engines of one shape (-1: nothing runs).")
-      .def(py::init<int, int, int, double>(), "shape"_a, "replicas"_a, "gpus"_a, "latency_s"_a)
-      .def_readonly("shape", &Choice::shape)
-      .def_readonly("replicas", &Choice::replicas)
-      .def_readonly("gpus", &Choice::gpus)
-      .def_readonly("latency_s", &Choice::latency_s);
-  py::class_<Traffic>(m, "Traffic", "Arrivals at the cascade and what a deployment must keep to.")
+void register_models(py::module_& m) {
+  py::class_<BoundModels>(m, "Models", "Candidate engines of every model on one workload's length cells.")
+      .def(py::init(&models_of), py::kw_only(), "replicas"_a, "cells"_a, "pools"_a = std::nullopt,
+           "replicas: engines per model, one per option. cells: (tokens_in, tokens_out, spread_out) per model. pools: "
+           "index of the pool of each engine; 0 where it is not given.")
+      .def("__len__", [](const BoundModels& models) { return models.models.size(); })
       .def(
-          py::init([](double rate_per_s, double scv, double max_utilization, double quantile, bool keeps,
-                      const std::optional<Floats>& dispersion) {
-            return Traffic{rate_per_s, scv, max_utilization, quantile, keeps, dispersion_of(dispersion)};
-          }),
-          py::kw_only(), "rate_per_s"_a, "scv"_a = 1.0, "max_utilization"_a = 0.9, "quantile"_a = 0.95,
-          "idle_stage_keeps_replica"_a = false, "dispersion"_a = std::nullopt,
-          "rate_per_s: of requests entering; scv: squared coefficient of variation of their gaps; dispersion: index of "
-          "dispersion of their counts over windows of 1, 2, 4 ... mean gaps, where gaps are not independent.");
-  py::class_<ExactResult>(m, "ExactResult", "What `CascadeSearch.exact` found and how; routing -1: no plan exists.")
+          "smallest_engine",
+          [](const BoundModels& models, std::size_t model) {
+            return models.models[models.checked(model)]->least_gpus();
+          },
+          "model"_a, "GPUs of the smallest engine that can serve the model's longest request; 0: none can.")
+      .def(
+          "nodes",
+          [](const BoundModels& models, std::size_t model) {
+            const auto shapes = models.models[models.checked(model)]->shapes();
+            return shapes.empty() ? std::size_t{0} : shapes[0].nodes().per_cell;
+          },
+          "model"_a, "Latency samples per length cell.");
+}
+
+void register_results(py::module_& m) {
+  py::class_<ExactResult>(m, "ExactResult", "What a search found and how; routing -1: there is no such plan.")
       .def_readonly("routing", &ExactResult::routing)
       .def_property_readonly("stages", [](const ExactResult& r) { return r.allocation.stages; })
-      .def_readonly("meet_floor", &ExactResult::meet_floor)
+      .def_readonly("worst_s", &ExactResult::worst_s)
+      .def_readonly("value", &ExactResult::value)
+      .def_readonly("bound", &ExactResult::bound)
+      .def_readonly("complete", &ExactResult::complete)
+      .def_readonly("meet_floor", &ExactResult::candidates)
       .def_readonly("evaluated", &ExactResult::evaluated)
-      .def_readonly("pruned_by_load", &ExactResult::pruned_by_load)
-      .def_readonly("pruned_by_need", &ExactResult::pruned_by_need)
-      .def_readonly("pruned_by_latency", &ExactResult::pruned_by_latency);
+      .def_readonly("pruned_by_load", &ExactResult::by_load)
+      .def_readonly("pruned_by_need", &ExactResult::by_need)
+      .def_readonly("pruned_by_latency", &ExactResult::by_latency);
   py::class_<RouteResult>(m, "RouteResult",
                           "What `CascadeSearch.route` found; infinite objective: overload everywhere.")
       .def_readonly("routing", &RouteResult::routing)
@@ -171,21 +239,21 @@ void register_search(py::module_& m) {
       .def_readonly("latency_s", &RouteResult::latency_s)
       .def_readonly("utilization", &RouteResult::utilization)
       .def_readonly("evaluated", &RouteResult::evaluated);
-  py::class_<BoundSearch>(m, "CascadeSearch", "One workload on one fleet: routing and deployment together.")
-      .def(py::init<const std::vector<std::vector<Replica>>&, const std::vector<std::vector<Floats>>&,
-                    std::vector<Floats>, Floats, const std::vector<std::size_t>&, Indexes, const Traffic&>(),
-           py::kw_only(), "replicas"_a, "cells"_a, "share"_a, "quality"_a, "levels"_a, "routings"_a, "traffic"_a,
-           "replicas: candidate engines per stage, one per shape. cells: (tokens_in, tokens_out, spread_out) per "
-           "stage.\n\n"
-           "share, quality, levels (counts), routings: those of routing.RoutingGrid.")
-      .def(
-          "exact",
-          [](const BoundSearch& search, int gpus, double quality_floor, const std::vector<int>& previous_gpus) {
-            const py::gil_scoped_release release;
-            return search->exact(gpus, quality_floor, previous_gpus, signals());
-          },
-          "gpus"_a, "quality_floor"_a, "previous_gpus"_a = std::vector<int>{},
-          "Least p95 of the slowest stage over every routing that meets the floor; ties broken lexicographically.")
+}
+
+using Searches = py::class_<BoundSearch>;
+
+void register_planning(Searches& searches) {
+  searches
+      .def("exact", &exact, py::kw_only(), "candidates"_a, "gpus"_a, "minimise"_a = "latency",
+           "limit_s"_a = kUnreachable, "usd_per_gpu"_a = 1.0, "fixed_usd"_a = std::nullopt,
+           "previous_gpus"_a = std::vector<int>{}, "beat"_a = kUnreachable, "time_limit_s"_a = kUnreachable,
+           "threads"_a = 1,
+           "The best plan over all candidates. latency: least p95 of the slowest station, ties broken "
+           "lexicographically; spend: least usd_per_gpu * GPUs + fixed_usd, then least latency; any: some plan.")
+      .def("front", &front, py::kw_only(), "candidates"_a, "gpus"_a, "minimise"_a = "latency",
+           "limit_s"_a = kUnreachable, "usd_per_gpu"_a = 1.0, "fixed_usd"_a = std::nullopt, "threads"_a = 1,
+           "The candidates whose value is below that of every one before, in their order.")
       .def(
           "deploy",
           [](const BoundSearch& search, std::size_t routing, int gpus) {
@@ -194,28 +262,21 @@ void register_search(py::module_& m) {
             return search->deploy(routing, gpus).stages;
           },
           "routing"_a, "gpus"_a,
-          "Best deployment of one routing, a Choice per stage; empty when the GPUs do not suffice.")
-      .def(
-          "route",
-          [](const BoundSearch& search, const std::vector<Choice>& deployment, double quality_floor, double mu_s,
-             double span) {
-            require(span > 0 && mu_s >= 0, "The Chebyshev objective needs span > 0 and mu >= 0.");
-            require(deployment.size() == search->grid().share.size(), "The deployment needs one Choice per stage.");
-            for (std::size_t i = 0; i < deployment.size(); ++i)
-              search.check_choice(i, deployment[i].shape, deployment[i].replicas);
-            const py::gil_scoped_release release;
-            return search->route(deployment, quality_floor, mu_s, span, signals());
-          },
-          "deployment"_a, "quality_floor"_a, "mu_s"_a, "span"_a,
-          "Routing that minimises L + mu_s * max(0, floor - Q) / span on a fixed deployment.")
+          "Best deployment of one routing, a Choice per station; empty when the GPUs do not suffice.")
+      .def("route", &route, "deployment"_a, "quality_floor"_a, "mu_s"_a, "span"_a,
+           "Routing that minimises L + mu_s * max(0, floor - Q) / span on a fixed deployment.")
       .def(
           "single",
-          [](const BoundSearch& search, std::size_t stage, int gpus) {
-            search.checked_stage(stage);
+          [](const BoundSearch& search, std::size_t station, int gpus) {
+            search.checked_station(station);
             const py::gil_scoped_release release;
-            return search->single(stage, gpus);
+            return search->single(station, gpus);
           },
-          "stage"_a, "gpus"_a, "Best deployment of one stage when it alone answers every request.")
+          "station"_a, "gpus"_a, "Best deployment of one station when it alone answers every request.");
+}
+
+void register_details(Searches& searches) {
+  searches
       .def(
           "columns",
           [](const BoundSearch& search, std::size_t routing, double latency_s, int gpus) {
@@ -224,39 +285,75 @@ void register_search(py::module_& m) {
             return search->columns(routing, latency_s, gpus);
           },
           "routing"_a, "latency_s"_a, "gpus"_a,
-          "GPU counts per stage that can matter to an optimum of at most latency_s.")
-      .def(
-          "smallest_engine",
-          [](const BoundSearch& search, std::size_t stage) {
-            search.checked_stage(stage);
-            return search->stage(stage).least_gpus();
-          },
-          "stage"_a, "GPUs of the smallest engine that can serve the stage's longest request; 0: none can.")
-      .def("table", &table_of, "routing"_a, "stage"_a, "gpus"_a, "threads"_a = 1,
+          "GPU counts per station that can matter to an optimum of at most latency_s.")
+      .def("table", &table_of, "routing"_a, "station"_a, "gpus"_a, "threads"_a = 1,
            "The paper's look-up table l_i(f), f = 0..gpus: (latency_s, shape, replicas).")
-      .def("evaluate", &evaluate_stage, "routing"_a, "stage"_a, "shape"_a, "replicas"_a,
-           "One stage of one deployment in detail; samples have shape (nodes, cells).")
+      .def("evaluate", &evaluate, "routing"_a, "station"_a, "choice"_a,
+           "One station of one deployment in detail; samples have shape (nodes, cells).")
+      .def("sampled", &sampled, py::kw_only(), "routing"_a, "station"_a, "option"_a, "rate_per_s"_a,
+           "The same for one engine that takes a part of the station's requests, beside any others.")
+      .def("split", &split, "routing"_a, "station"_a, "choice"_a,
+           "Requests per second at one replica of a deployment: of its shape, of its fill shape.")
+      .def("capacities", &capacities, py::kw_only(), "station"_a, "prefixes"_a, "limit_s"_a,
+           "enough_per_s"_a = std::nullopt, "threads"_a = 1,
+           "The largest rate one engine takes with p95 <= limit_s and under the utilisation cap, (prefixes, options): "
+           "engines hold the limit together where these add up to the station's rate. 0: it takes none. Where it is no "
+           "more than enough_per_s, of the same shape, that may come back instead, which is found sooner.")
+      .def(
+          "share",
+          [](const BoundSearch& search, std::size_t routing, std::size_t station) {
+            search.checked_routing(routing);
+            search.checked_station(station);
+            std::vector<double> share;
+            {
+              const py::gil_scoped_release release;
+              share = search->share(routing, station);
+            }
+            return read_only(share);
+          },
+          "routing"_a, "station"_a, "Share of all requests that reaches the station, per length cell.")
       .def(
           "max_rate_per_s",
-          [](const BoundSearch& search, int gpus, double quality_floor) {
+          [](const BoundSearch& search, const Routings& candidates, const Indexes& gpus) {
+            const Question question = question_of(search, candidates, gpus, "any", kUnreachable, 1, std::nullopt);
             const py::gil_scoped_release release;
-            return search->max_rate_per_s(gpus, quality_floor);
+            return search->max_rate_per_s(question);
           },
-          "gpus"_a, "quality_floor"_a, "Largest rate that any allocation carries under the utilisation cap; 0: none.")
+          "candidates"_a, "gpus"_a, "Largest rate that any allocation carries under the utilisation cap; 0: none.")
       .def(
           "least_gpus",
-          [](const BoundSearch& search, double quality_floor) {
-            const py::gil_scoped_release release;
-            return search->least_gpus(quality_floor);
-          },
-          "quality_floor"_a, "Fewest GPUs that carry the rate under the utilisation cap; inf: no number does.")
+          [](const BoundSearch& search, const Routings& candidates) { return fewest_gpus(search, candidates).first; },
+          "candidates"_a, "Fewest GPUs that carry the rate under the utilisation cap; inf: no number does.")
       .def(
           "lightest",
-          [](const BoundSearch& search, double quality_floor) {
-            const py::gil_scoped_release release;
-            return search->lightest(quality_floor);
-          },
-          "quality_floor"_a, "The routing that least_gpus is for; -1: none.");
+          [](const BoundSearch& search, const Routings& candidates) { return fewest_gpus(search, candidates).second; },
+          "candidates"_a, "The candidate that least_gpus is for; -1: none.");
+}
+
+}  // namespace
+
+void register_search(py::module_& m) {
+  register_models(m);
+  register_results(m);
+  Searches searches(m, "CascadeSearch", "One workload on one fleet: routing and deployment together.");
+  searches.def(
+      py::init([](const BoundModels& models, const std::vector<std::size_t>& stations,
+                  const std::vector<std::size_t>& depth, std::vector<Floats> share, Floats quality,
+                  const std::vector<std::size_t>& levels, Indexes routings, const Traffic& traffic,
+                  const std::vector<StageLimits>& limits,
+                  const std::optional<std::tuple<Indexes, Indexes, Floats>>& requests) {
+        std::optional<BoundRequests> bound;
+        if (requests) bound = {std::get<0>(*requests), std::get<1>(*requests), std::get<2>(*requests)};
+        return std::make_unique<BoundSearch>(models, stations, depth, std::move(share), std::move(quality), levels,
+                                             std::move(routings), traffic, limits, std::move(bound));
+      }),
+      py::kw_only(), "models"_a, "stations"_a, "depth"_a, "share"_a, "quality"_a, "levels"_a, "routings"_a, "traffic"_a,
+      "limits"_a = std::vector<StageLimits>{}, "requests"_a = std::nullopt,
+      "stations: indexes into models, in the order of their depths: how many thresholds decide what reaches each.\n\n"
+      "share, quality, levels (counts), routings: those of routing.RoutingGrid. The last share may be empty where "
+      "requests are given: (levels they escalate at (n, C - 1), cells of the last station (n,), weights (n,)).");
+  register_planning(searches);
+  register_details(searches);
 }
 
 }  // namespace cascadia

@@ -255,6 +255,13 @@ double LoadModel::idle_bound_s(std::span<const double> share, double q) const {
   return idle_.back().latency_s;
 }
 
+std::pair<double, double> LoadModel::idle_sample_s(std::size_t node, std::size_t cell) const {
+  const double decode_step_s = 0.9 * tables_.step_s[1], mean_s = decode_step_s * tables_.tokens_out[cell];
+  const double decode_s = decode_step_s * nodes_->tokens_out[node * tables_.padded + cell];
+  const double first_s = tables_.idle_s[cell] - mean_s;
+  return {first_s + decode_s, first_s};
+}
+
 // Prefills met per output token while as many sequences decode as at point j of the grid. `prompts_s` is what prompts
 // add to the mean step; on input at the point before, a guess.
 double LoadModel::met_s(const Load& load, double rate, const Bursts& bursts, std::size_t j, double& prompts_s) const {

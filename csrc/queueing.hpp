@@ -72,6 +72,8 @@ class LoadModel {
   ClosedLoop closed_loop(const Load& load, double concurrency, int rounds) const;
   // A lower bound of quantile_s at any rate.
   double idle_bound_s(std::span<const double> share, double q) const;
+  // Lower bounds of one sample at any rate: latency, and time to the first token.
+  std::pair<double, double> idle_sample_s(std::size_t node, std::size_t cell) const;
   // Seconds per request of each cell at full batch: the mean over a workload's shares bounds 1 / capacity_per_s from
   // below, without preparing its load.
   std::span<const double> least_work_s() const { return {tables_.least_work_s.data(), tables_.cells}; }

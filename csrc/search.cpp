@@ -42,6 +42,15 @@ double lower_bound(std::span<StageLoad* const> stages, std::span<const std::size
   return bound_s;
 }
 
+// Says of mixtures how fast they are: until then they are known to hold a limit, which may be slower.
+void settle(std::span<StageLoad* const> stages, std::span<const std::size_t> active, Scratch& scratch,
+            std::vector<Choice>& choices) {
+  const double worst_s = worst(active, choices);
+  for (const std::size_t i : active)
+    if (choices[i].fill_shape >= 0 && choices[i].latency_s == worst_s)
+      choices[i].latency_s = std::min(worst_s, stages[i]->split(choices[i], scratch).latency_s);
+}
+
 bool min_max(std::span<StageLoad* const> stages, std::span<const std::size_t> active, int gpus, Scratch& scratch,
              std::vector<Choice>& choices) {
   if (!needs(stages, active, std::numeric_limits<double>::max(), false, gpus, scratch, choices)) return false;
@@ -49,12 +58,17 @@ bool min_max(std::span<StageLoad* const> stages, std::span<const std::size_t> ac
   if (lo < hi && needs(stages, active, lo, false, gpus, scratch, choices)) hi = worst(active, choices);
   while (hi > lo * kNarrow) {
     const double mid = std::sqrt(lo * hi);
-    if (needs(stages, active, mid, false, gpus, scratch, choices))
-      hi = worst(active, choices);
-    else
+    if (!needs(stages, active, mid, false, gpus, scratch, choices)) {
       lo = mid;
+      continue;
+    }
+    settle(stages, active, scratch, choices);
+    hi = worst(active, choices);
   }
-  while (hi > 0 && needs(stages, active, hi, true, gpus, scratch, choices)) hi = worst(active, choices);
+  while (hi > 0 && needs(stages, active, hi, true, gpus, scratch, choices)) {
+    settle(stages, active, scratch, choices);
+    hi = worst(active, choices);
+  }
   return true;
 }
 

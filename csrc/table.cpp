@@ -5,7 +5,7 @@
 #include <cmath>
 #include <tuple>
 
-#include "parallel.hpp"
+#include "mixing.hpp"
 #include "vector_math.hpp"
 
 namespace cascadia {
@@ -23,10 +23,17 @@ StageModel::StageModel(std::span<const Replica> replicas, const LengthCells& cel
   }
 }
 
-void StageLoad::reset(const StageModel& model, std::span<const double> share, const Traffic& traffic) {
+int StageLimits::fewest(bool reached, const Traffic& traffic) const {
+  if (!reached) return std::max(least_replicas, traffic.idle_stage_keeps_replica ? 1 : 0);
+  return std::max(least_replicas, spare_replicas + 1);
+}
+
+void StageLoad::reset(const StageModel& model, std::span<const double> share, const Traffic& traffic,
+                      const StageLimits& limits) {
   model_ = &model;
   share_ = share;
   traffic_ = traffic;
+  limits_ = limits;
   reach_ = sum(share);
   rate_per_s_ = traffic.rate_per_s * reach_;
   answers_ = {};
@@ -35,7 +42,7 @@ void StageLoad::reset(const StageModel& model, std::span<const double> share, co
     shape.prepared = false;
     shape.idle_s = -1;
     shape.least_work_s = kUnknown;
-    shape.least_replicas = 0;
+    shape.least_replicas = shape.kept_replicas = 0;
     shape.known.clear();
   }
 }
@@ -57,7 +64,7 @@ const Load& StageLoad::load(int shape) {
 double StageLoad::capacity_per_s(int shape) { return load(shape).capacity_per_s; }
 
 // Splitting a stream at random with probability p moves its squared coefficient of variation towards 1 by p.
-Arrivals StageLoad::arrivals(int replicas) const {
+Arrivals StageLoad::arrivals(double replicas) const {
   const Dispersion* known = traffic_.dispersion.count > 0 ? &traffic_.dispersion : nullptr;
   return {rate_per_s_ / replicas, 1 + (traffic_.scv - 1) * reach_, replicas, known, reach_};
 }
@@ -76,15 +83,34 @@ double StageLoad::least_work_s(int shape) {
 }
 
 // Whether the work bound alone rules the number out; cheaper than preparing the load.
-bool StageLoad::overloads(int shape, int replicas) {
-  const int least = shapes_[static_cast<std::size_t>(shape)].least_replicas;
-  if (least > 0) return replicas < least;
+bool StageLoad::overloads(int shape, double replicas) {
+  if (shapes_[static_cast<std::size_t>(shape)].prepared) return replicas < least_load(shape);
   return least_work_s(shape) * traffic_.rate_per_s > traffic_.max_utilization * replicas * (1 + 1e-9);
 }
 
+double StageLoad::least_load(int shape) {
+  return std::max(1.0, rate_per_s_ / (traffic_.max_utilization * capacity_per_s(shape)));
+}
+
 int StageLoad::count_least_replicas(int shape) {
-  const double needed = rate_per_s_ / (traffic_.max_utilization * capacity_per_s(shape));
-  return needed < 1e9 ? std::max(1, static_cast<int>(std::ceil(needed))) : 1'000'000'000;
+  const double needed = least_load(shape);
+  return needed < 1e9 ? static_cast<int>(std::ceil(needed)) : 1'000'000'000;
+}
+
+int StageLoad::most_replicas(int shape, int gpus) const {
+  return std::min(gpus / model_->shapes()[static_cast<std::size_t>(shape)].gpus(), limits_.most_replicas);
+}
+
+int StageLoad::kept_replicas(int shape, Scratch& scratch) {
+  Shape& s = shapes_[static_cast<std::size_t>(shape)];
+  if (s.kept_replicas > 0) return s.kept_replicas;
+  int kept = std::max(least_replicas(shape), limits_.fewest(true, traffic_));
+  if (limits_.spare_replicas > 0 && kept <= limits_.most_replicas) {
+    const double survive_s = std::min(limits_.survive_s, std::numeric_limits<double>::max());
+    kept = std::max(kept, limits_.spare_replicas +
+                              fewest(shape, survive_s, false, limits_.most_replicas - limits_.spare_replicas, scratch));
+  }
+  return s.kept_replicas = kept;
 }
 
 double StageLoad::idle_s(int shape) {
@@ -94,11 +120,11 @@ double StageLoad::idle_s(int shape) {
   return s.idle_s;
 }
 
-double StageLoad::latency_s(int shape, int replicas, Scratch& scratch, double at_most_s) {
-  if (overloads(shape, replicas) || replicas < least_replicas(shape)) return kUnreachable;
+double StageLoad::latency_s(int shape, double replicas, Scratch& scratch, double at_most_s) {
+  if (overloads(shape, replicas) || replicas < least_load(shape)) return kUnreachable;
   auto& known = shapes_[static_cast<std::size_t>(shape)].known;
   const auto at = std::lower_bound(known.begin(), known.end(), replicas,
-                                   [](const auto& entry, int wanted) { return entry.first < wanted; });
+                                   [](const auto& entry, double wanted) { return entry.first < wanted; });
   if (at != known.end() && at->first == replicas) return at->second;
   const auto& model = model_->shapes()[static_cast<std::size_t>(shape)];
   const double value = model.quantile_s(load(shape), arrivals(replicas), traffic_.quantile, scratch, at_most_s);
@@ -107,13 +133,63 @@ double StageLoad::latency_s(int shape, int replicas, Scratch& scratch, double at
   return value;
 }
 
+double StageLoad::carrying_gpus(double scale) {
+  if (!reached()) {
+    const int kept = limits_.fewest(false, traffic_), least = model_->least_gpus();
+    return kept == 0 ? 0 : least == 0 ? kUnreachable : static_cast<double>(kept) * least;
+  }
+  const double gpus = carrying_gpus_of_one_shape(scale);
+  if (!traffic_.mixed) return gpus;
+  Scratch scratch;
+  return Mixing(*this, scratch).carrying_gpus(scale, gpus);
+}
+
+double StageLoad::carrying_gpus_of_one_shape(double scale) {
+  double least = kUnreachable;
+  const double busy = scale / traffic_.max_utilization;  // replicas per unit of load
+  for (int s = 0; s < static_cast<int>(shapes_.size()); ++s) {
+    const LoadModel& shape = model_->shapes()[static_cast<std::size_t>(s)];
+    if (!shape.fits() || shape.gpus() * busy * traffic_.rate_per_s * least_work_s(s) >= least) continue;
+    const double carrying = std::max(std::ceil(busy * rate_per_s_ / capacity_per_s(s)), 1.0);
+    const double replicas = std::max<double>(carrying + limits_.spare_replicas, limits_.least_replicas);
+    if (replicas <= limits_.most_replicas) least = std::min(least, shape.gpus() * replicas);
+  }
+  return least;
+}
+
+bool StageLoad::allows(int shape, int replicas, Scratch& scratch) {
+  if (replicas < limits_.fewest(true, traffic_) || replicas > limits_.most_replicas) return false;
+  if (limits_.spare_replicas == 0) return true;
+  const double survive_s = std::min(limits_.survive_s, std::numeric_limits<double>::max());
+  return latency_s(shape, replicas - limits_.spare_replicas, scratch, survive_s) <= survive_s;
+}
+
+Bracket StageLoad::bracket(int shape, double limit_s) {
+  Bracket found{kUnreachable, kUnreachable, kUnreachable, kUnreachable};
+  if (!model_->shapes()[static_cast<std::size_t>(shape)].fits() || idle_s(shape) > limit_s) return found;
+  found.fails = least_load(shape);
+  for (const auto& [replicas, latency_s] : shapes_[static_cast<std::size_t>(shape)].known) {
+    if (latency_s <= limit_s) {
+      found.holds = replicas;
+      found.holds_s = latency_s;
+      break;
+    }
+    found.fails = replicas;
+    found.fails_s = latency_s;
+  }
+  return found;
+}
+
 Choice StageLoad::unreached(int gpus) const {
-  if (!traffic_.idle_stage_keeps_replica) return {-1, 0, 0, 0};
+  const int replicas = limits_.fewest(false, traffic_);
+  if (replicas == 0) return {-1, 0, 0, 0};
   Choice choice;
   const auto shapes = model_->shapes();
-  for (std::size_t s = 0; s < shapes.size(); ++s)
-    if (shapes[s].fits() && shapes[s].gpus() <= gpus && (choice.shape < 0 || shapes[s].gpus() < choice.gpus))
-      choice = {static_cast<int>(s), 1, shapes[s].gpus(), 0};
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    const int needed = replicas * shapes[s].gpus();
+    if (shapes[s].fits() && needed <= gpus && (choice.shape < 0 || needed < choice.gpus))
+      choice = {static_cast<int>(s), replicas, needed, 0};
+  }
   return choice;
 }
 
@@ -126,10 +202,10 @@ int StageLoad::fewest(int shape, double limit_s, bool strictly, int most, Scratc
   if (lo > most || !meets(idle_s(shape))) return most + 1;
   for (const auto& [replicas, latency_s] : s.known) {
     if (meets(latency_s)) {
-      hi = std::min(hi, replicas);
+      hi = static_cast<int>(std::min<double>(hi, std::ceil(replicas)));
       break;
     }
-    lo = std::max(lo, replicas + 1);
+    lo = std::max(lo, static_cast<int>(std::floor(replicas)) + 1);
   }
   // Neighbouring routings load a replica alike: start where the last search ended and widen from there.
   const double guess = s.last_rate_per_s > 0 ? std::ceil(rate_per_s_ / s.last_rate_per_s) : lo;
@@ -160,7 +236,12 @@ Choice StageLoad::need(double limit_s, bool strictly, int gpus, Scratch& scratch
   if (const Answer* known = remembered(limit_s, strictly, gpus)) {
     return known->choice.gpus <= gpus ? known->choice : Choice{};
   }
-  const Choice choice = search_need(limit_s, strictly, gpus, scratch);
+  Choice choice = search_need(limit_s, strictly, gpus, scratch);
+  if (traffic_.mixed) {
+    const int fewer = choice.shape < 0 ? gpus : choice.gpus - 1;
+    const Choice mixed = Mixing(*this, scratch).cheapest(strictly ? below(limit_s) : limit_s, fewer);
+    if (mixed.shape >= 0) choice = mixed;
+  }
   answers_[next_answer_] = {limit_s, strictly, gpus, choice};
   next_answer_ = (next_answer_ + 1) % answers_.size();
   return choice;
@@ -193,10 +274,12 @@ Choice StageLoad::search_need(double limit_s, bool strictly, int gpus, Scratch& 
     const int shape = (favourite_ + turn) % count;
     const LoadModel& model = shapes[static_cast<std::size_t>(shape)];
     // The favourite is searched; any other must first show that it gets by with no more GPUs.
-    const int most = (found.shape < 0 ? gpus : found.gpus) / model.gpus();
+    const int most = most_replicas(shape, found.shape < 0 ? gpus : found.gpus);
     if (!model.fits() || overloads(shape, most) || most < least_replicas(shape)) continue;
     if (turn > 0 && !reaches(shape, limit_s, strictly, most, scratch)) continue;
-    const int replicas = fewest(shape, limit_s, strictly, most, scratch);
+    const int fast = fewest(shape, limit_s, strictly, most, scratch);
+    if (fast > most || !allows(shape, most, scratch)) continue;
+    const int replicas = std::max(fast, kept_replicas(shape, scratch));
     if (replicas > most) continue;
     const Choice choice{shape, replicas, replicas * model.gpus(), latency_s(shape, replicas, scratch)};
     if (found.shape < 0 ||
@@ -209,15 +292,21 @@ Choice StageLoad::search_need(double limit_s, bool strictly, int gpus, Scratch& 
 
 double StageLoad::best_below(double limit_s, int gpus, Scratch& scratch) {
   if (!reached()) return unreached(gpus).latency_s;
+  return traffic_.mixed ? best_below_of_two(limit_s, gpus, scratch) : best_below_of_one_shape(limit_s, gpus, scratch);
+}
+
+double StageLoad::best_below_of_one_shape(double limit_s, int gpus, Scratch& scratch) {
   const auto shapes = model_->shapes();
   const int count = static_cast<int>(shapes.size());
   double least_s = kUnreachable;
   for (int turn = 0; turn < count; ++turn) {
-    const int shape = (favourite_ + turn) % count, replicas = gpus / shapes[static_cast<std::size_t>(shape)].gpus();
+    const int shape = (favourite_ + turn) % count, replicas = most_replicas(shape, gpus);
     if (!shapes[static_cast<std::size_t>(shape)].fits() || replicas == 0 || overloads(shape, replicas) ||
         idle_s(shape) > limit_s)
       continue;
-    least_s = std::min(least_s, latency_s(shape, replicas, scratch, limit_s));
+    const double value = latency_s(shape, replicas, scratch, limit_s);
+    if (value > limit_s || !allows(shape, replicas, scratch)) continue;
+    least_s = std::min(least_s, value);
     if (least_s < limit_s) {
       favourite_ = shape;
       break;
@@ -226,66 +315,49 @@ double StageLoad::best_below(double limit_s, int gpus, Scratch& scratch) {
   return least_s;
 }
 
-Choice StageLoad::best(int gpus, Scratch& scratch) {
-  if (!reached()) return unreached(gpus);
-  Choice found;
+// One evaluation per shape as well where none can: no mixture on so many GPUs is faster than the fastest shape that may
+// break its last engine into parts.
+double StageLoad::best_below_of_two(double limit_s, int gpus, Scratch& scratch) {
   const auto shapes = model_->shapes();
-  for (std::size_t s = 0; s < shapes.size(); ++s) {
-    const int replicas = gpus / shapes[s].gpus();
-    if (!shapes[s].fits() || replicas == 0 || idle_s(static_cast<int>(s)) > found.latency_s) continue;
-    const Choice choice{static_cast<int>(s), replicas, replicas * shapes[s].gpus(),
-                        latency_s(static_cast<int>(s), replicas, scratch)};
-    if (choice.latency_s < found.latency_s ||
-        (choice.latency_s == found.latency_s && found.shape >= 0 && choice.gpus < found.gpus))
-      found = choice;
+  const int count = static_cast<int>(shapes.size());
+  double least_s = kUnreachable;
+  bool may_mix = false;
+  for (int turn = 0; turn < count; ++turn) {
+    const int shape = (favourite_ + turn) % count, replicas = most_replicas(shape, gpus);
+    const double parts = static_cast<double>(gpus) / shapes[static_cast<std::size_t>(shape)].gpus();
+    if (!shapes[static_cast<std::size_t>(shape)].fits() || overloads(shape, parts) || idle_s(shape) > limit_s) continue;
+    const double bound_s = latency_s(shape, parts, scratch, limit_s);
+    if (bound_s > limit_s) continue;
+    may_mix = may_mix || bound_s < limit_s;
+    if (replicas == 0 || !allows(shape, replicas, scratch)) continue;
+    least_s = std::min(least_s, latency_s(shape, replicas, scratch));
+    if (least_s < limit_s) {
+      favourite_ = shape;
+      return least_s;
+    }
   }
-  return found;
+  return may_mix ? std::min(least_s, Mixing(*this, scratch).cheapest(below(limit_s), gpus).latency_s) : least_s;
 }
 
-std::vector<Choice> latency_table(const StageModel& model, std::span<const double> share, const Traffic& traffic,
-                                  int gpus, int threads, const std::function<bool()>& interrupted) {
-  StageLoad stage;
-  stage.reset(model, share, traffic);
-  std::vector<Choice> table(static_cast<std::size_t>(gpus) + 1);
-  if (!stage.reached()) {
-    Scratch scratch;
-    for (int f = 0; f <= gpus; ++f) table[static_cast<std::size_t>(f)] = stage.need(0, false, f, scratch);
-    return table;
+Choice StageLoad::best(int gpus, Scratch& scratch) {
+  if (!reached()) return unreached(gpus);
+  const Choice one = best_of_one_shape(gpus, scratch);
+  return traffic_.mixed ? Mixing(*this, scratch).fastest(one, gpus) : one;
+}
+
+Choice StageLoad::best_of_one_shape(int gpus, Scratch& scratch) {
+  Choice found;
+  const auto shapes = model_->shapes();
+  for (int s = 0; s < static_cast<int>(shapes.size()); ++s) {
+    const LoadModel& model = shapes[static_cast<std::size_t>(s)];
+    const int replicas = most_replicas(s, gpus);
+    if (!model.fits() || replicas == 0 || idle_s(s) > found.latency_s) continue;
+    const Choice choice{s, replicas, replicas * model.gpus(), latency_s(s, replicas, scratch)};
+    const bool better = choice.latency_s < found.latency_s ||
+                        (choice.latency_s == found.latency_s && found.shape >= 0 && choice.gpus < found.gpus);
+    if (better && allows(s, replicas, scratch)) found = choice;
   }
-  struct Block {
-    int shape, begin, end;
-  };
-  std::vector<Block> blocks;  // runs of replica counts of one shape
-  constexpr int kBlock = 64;
-  for (std::size_t s = 0; s < model.shapes().size(); ++s) {
-    if (!model.shapes()[s].fits()) continue;
-    // The load is prepared here once and then only read.
-    const int least = stage.least_replicas(static_cast<int>(s)), most = gpus / model.shapes()[s].gpus();
-    for (int begin = least; begin <= most; begin += kBlock)
-      blocks.push_back({static_cast<int>(s), begin, std::min(begin + kBlock, most + 1)});
-  }
-  std::vector<std::vector<double>> latency(blocks.size());
-  std::vector<Scratch> scratch(static_cast<std::size_t>(std::max(threads, 1)));
-  parallel_for(
-      blocks.size(), threads,
-      [&](std::size_t b, std::size_t thread) {
-        const Block& block = blocks[b];
-        const LoadModel& shape = model.shapes()[static_cast<std::size_t>(block.shape)];
-        const Load& load = stage.load(block.shape);
-        for (int replicas = block.begin; replicas < block.end; ++replicas)
-          latency[b].push_back(shape.quantile_s(load, stage.arrivals(replicas), traffic.quantile, scratch[thread]));
-      },
-      interrupted);
-  for (std::size_t b = 0; b < blocks.size(); ++b)
-    for (int replicas = blocks[b].begin; replicas < blocks[b].end; ++replicas) {
-      const int g = model.shapes()[static_cast<std::size_t>(blocks[b].shape)].gpus() * replicas;
-      const double value = latency[b][static_cast<std::size_t>(replicas - blocks[b].begin)];
-      Choice& entry = table[static_cast<std::size_t>(g)];
-      if (value < entry.latency_s) entry = {blocks[b].shape, replicas, g, value};
-    }
-  for (std::size_t f = 1; f < table.size(); ++f)  // GPUs may stay idle
-    if (!(table[f].latency_s < table[f - 1].latency_s)) table[f] = table[f - 1];
-  return table;
+  return found;
 }
 
 }  // namespace cascadia

@@ -171,8 +171,9 @@ def test_many_cells_match_the_reference(case: Case, load: float) -> None:
 def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
     rate_per_s = load * case.capacity_per_s
     search = _core.CascadeSearch(
-        replicas=[[case.engine]],
-        cells=[(case.tokens_in, case.tokens_out, case.spread_out)],
+        models=_core.Models(replicas=[[case.engine]], cells=[(case.tokens_in, case.tokens_out, case.spread_out)]),
+        stations=[0],
+        depth=[0],
         share=[case.share[None]],
         quality=np.array([50.0]),
         levels=[],
@@ -183,7 +184,8 @@ def test_every_sample_matches_the_reference(case: Case, load: float) -> None:
             dispersion=case.dispersion,
         ),
     )
-    detail, expected = search.evaluate(0, 0, 0, 1), slow(case, rate_per_s, part=case.share.sum())
+    alone = _core.Choice(shape=0, replicas=1, gpus=case.engine.shape.gpus, latency_s=0.0)
+    detail, expected = search.evaluate(0, 0, alone), slow(case, rate_per_s, part=case.share.sum())
     assert detail["utilization"] == pytest.approx(expected.utilization, rel=1e-9)
     assert detail["batch_limit"] == expected.batch_limit
     assert 0 <= detail["mean_batch"] <= expected.batch_limit

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from reference.brute_force import Cascade, Key, Option, best_allocation, best_plan, engine, key_of
+from reference.brute_force import Cascade, Key, Option, Wanted, best_allocation, best_plan, key_of
+from search_cases import FLEETS, SAFE, SMALL, assert_deployable, cascades, pools, scored_requests
 
 from cascadia_fast import _core
 from cascadia_fast.allocation import paper_milp, pruned_milp
@@ -21,85 +20,6 @@ from cascadia_fast.fleet import build_fleet
 from cascadia_fast.planner import Planner
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import routing_grid
-from cascadia_fast.workload import ScoredRequests
-
-FloatArray = NDArray[np.float64]
-SMALL = (engine("llama-3.1-8b"), engine("llama-3.1-8b", 2), engine("llama-3.1-8b", 1, 2), engine("llama-3.1-8b", 4))
-MIDDLE = (engine("mixtral-8x7b", 2), engine("mixtral-8x7b", 4), engine("mixtral-8x7b", 2, 2))
-LARGE = (engine("llama-3.1-70b", 4), engine("llama-3.1-70b", 2, 2))
-# Two stages of one model make p95s tie exactly where their traffic is the same.
-FLEETS = [(SMALL, MIDDLE, LARGE), (SMALL, SMALL, MIDDLE), (MIDDLE, SMALL, SMALL), (SMALL, SMALL, SMALL)]
-SAFE = 1 + 1e-6  # what HiGHS may be off by
-
-
-def scored_requests(seed: int, size: int, stages: int, weighted: bool) -> ScoredRequests:
-    """Scores with many ties, models whose quality grows, lengths of all sizes."""
-    rng = np.random.default_rng(seed)
-    merit = np.clip(rng.normal(np.linspace(40, 70, stages)[:, None], 25, (stages, size)), 0, 100)
-    return ScoredRequests(
-        models=tuple(f"model{stage}" for stage in range(stages)),
-        request_ids=np.array([f"r{k}" for k in range(size)]),
-        input_tokens=np.ceil(np.exp(rng.normal(6, 1, (stages, size)))),
-        output_tokens=np.ceil(np.exp(rng.normal(5.5, 0.8, (stages, size)))),
-        score=np.round(merit, -1),
-        quality=np.clip(merit + rng.normal(0, 10, merit.shape), 0, 100),
-        weight=np.where(rng.random(size) < 0.2, 0.0, rng.gamma(1.0, size=size)) + 1e-3 if weighted else np.empty(0),
-    )
-
-
-@st.composite
-def real_cascades(draw: st.DrawFn) -> Cascade:
-    """A grid as `routing_grid` makes it."""
-    stages = draw(st.sampled_from([1, 2, 3, 3]))
-    requests = scored_requests(draw(st.integers(0, 10_000)), draw(st.integers(1, 12)), stages, draw(st.booleans()))
-    levels = [[0, 30, 50, 70]] * (stages - 1)
-    fleet = draw(st.sampled_from(FLEETS))[:stages]
-    return Cascade.of_grid(routing_grid(requests, levels), fleet, **draw(traffic()))
-
-
-@st.composite
-def made_up_cascades(draw: st.DrawFn) -> Cascade:
-    """Loads drawn from few different ones, so that p95s, qualities and GPUs of many routings tie."""
-    stages = draw(st.integers(1, 3))
-    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
-    levels = tuple(rng.integers(1, 4, stages - 1).tolist())
-    lengths = np.ceil(np.exp(rng.normal(6, 0.8, (2, 3))))
-    loads = np.array([[0, 0, 0], [0.3, 0.1, 0.1], [0.1, 0.3, 0.1], [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]])
-    rows = [math.prod(levels[:stage]) for stage in range(stages)]
-    share = [loads[rng.integers(1 if stage == 0 else 0, len(loads), rows[stage])] for stage in range(stages)]
-    routings = np.array(list(itertools.product(*map(range, levels))), np.int32).reshape(rows[-1], stages - 1)
-    return Cascade(
-        replicas=draw(st.sampled_from(FLEETS))[:stages],
-        cells=((lengths[0], lengths[1]),) * stages,
-        levels=levels,
-        share=tuple(share),
-        quality=rng.choice([40.0, 60.0, 60.0 + 1e-12, 80.0], rows[-1]),
-        routings=routings,
-        **draw(traffic()),
-    )
-
-
-@st.composite
-def traffic(draw: st.DrawFn) -> dict[str, float | bool]:
-    return {
-        # 1e-9/s: no waits at all, so that more replicas give the very same p95.
-        "rate_per_s": draw(st.sampled_from([1e-9, 0.3, 2.0, 6.0, 12.0, 25.0, 50.0])),
-        "scv": draw(st.sampled_from([0.5, 1.0, 2.0, 9.0])),
-        "max_utilization": draw(st.sampled_from([0.9, 0.9, 0.6, 0.99])),
-        "idle_stage_keeps_replica": draw(st.booleans()),
-    }
-
-
-cascades = st.one_of(real_cascades(), made_up_cascades())
-pools = st.integers(1, 12)
-
-
-def assert_deployable(cascade: Cascade, routing: int, chosen: Sequence[_core.Choice], gpus: int) -> None:
-    """Every stage runs on what it says it runs on, and is as fast as it says."""
-    assert sum(choice.gpus for choice in chosen) <= gpus
-    for stage, choice in enumerate(chosen):
-        said = Option(choice.gpus, choice.latency_s, choice.shape, choice.replicas)
-        assert said in cascade.options(routing, stage, gpus)
 
 
 @settings(max_examples=150)
@@ -108,10 +28,10 @@ def test_deployment_equals_brute_force(cascade: Cascade, gpus: int, data: st.Dat
     """Least p95 of the slowest stage, then of the next, and so on, then fewest GPUs."""
     routing = data.draw(st.integers(0, cascade.count - 1))
     found = cascade.search().deploy(routing, gpus)
-    expected = best_allocation(cascade, routing, gpus)
+    expected = best_allocation(cascade, routing, Wanted(gpus))
     assert bool(found) == (expected is not None)
     if expected is not None:
-        assert key_of(cascade, routing, found) == expected
+        assert key_of(cascade, routing, found, Wanted(gpus)) == expected
         assert_deployable(cascade, routing, found, gpus)
 
 
@@ -166,15 +86,16 @@ PREVIOUS = st.just([]) | st.lists(st.integers(0, 8), min_size=3, max_size=3)
 @given(cascades, pools, st.sampled_from([0.0, 50.0, 60.0, 75.0]), PREVIOUS)
 def test_exact_equals_brute_force(cascade: Cascade, gpus: int, quality_floor: float, previous: list[int]) -> None:
     """The whole order: objective, next-worst p95s, quality, fewer GPUs, closeness to the previous plan."""
-    found = cascade.search().exact(gpus, quality_floor, previous)
-    expected = best_plan(cascade, gpus, quality_floor, previous)
-    meets = [cascade.quality_of(routing) >= quality_floor - 1e-9 for routing in range(cascade.count)]
-    assert found.meet_floor == sum(meets)
+    candidates, wanted = cascade.candidates(quality_floor), Wanted(gpus, previous=tuple(previous))
+    found = cascade.search().exact(candidates=candidates, gpus=gpus, previous_gpus=previous)
+    expected = best_plan(cascade, candidates, wanted)
+    assert found.meet_floor == len(candidates)
     assert (found.routing >= 0) == (expected is not None)
     pruned = found.pruned_by_load + found.pruned_by_need + found.pruned_by_latency
     assert found.evaluated + pruned == found.meet_floor
     if expected is not None:
-        assert key_of(cascade, found.routing, found.stages, previous) == expected
+        assert key_of(cascade, found.routing, found.stages, wanted) == expected
+        assert (found.worst_s, found.value, found.bound) == (list(expected.worst_first_s), *found.worst_s[:1] * 2)
         assert_deployable(cascade, found.routing, found.stages, gpus)
 
 
@@ -192,8 +113,8 @@ def swapped(previous: Sequence[int]) -> tuple[Cascade, Key]:
         routings=np.array([[0, 0], [1, 0]], np.int32),
         rate_per_s=20.0,
     )
-    found = cascade.search().exact(12, 0.0, list(previous))
-    return cascade, key_of(cascade, found.routing, found.stages, previous)
+    found = cascade.search().exact(candidates=cascade.candidates(0.0), gpus=12, previous_gpus=list(previous))
+    return cascade, key_of(cascade, found.routing, found.stages, Wanted(12, previous=tuple(previous)))
 
 
 def test_closeness_to_the_previous_plan_decides_what_else_ties() -> None:
@@ -202,15 +123,15 @@ def test_closeness_to_the_previous_plan_decides_what_else_ties() -> None:
     near_first = [choice.gpus for choice in cascade.search().deploy(0, 12)]
     near_second = [choice.gpus for choice in cascade.search().deploy(1, 12)]
     assert near_first != near_second
-    assert swapped(near_first)[1][1:] == (-70.0, sum(near_first), 0, 0)
-    assert swapped(near_second)[1][1:] == (-70.0, sum(near_first), 0, 1)
+    assert swapped(near_first)[1][2:] == (-70.0, sum(near_first), 0, 0)
+    assert swapped(near_second)[1][2:] == (-70.0, sum(near_first), 0, 1)
 
 
 def test_quality_decides_before_closeness() -> None:
     cascade, _ = swapped(())
     near_first = [choice.gpus for choice in cascade.search().deploy(0, 12)]
     better = dataclasses.replace(cascade, quality=np.array([70.0, 70.5]))
-    assert better.search().exact(12, 0.0, near_first).routing == 1
+    assert better.search().exact(candidates=better.candidates(0.0), gpus=12, previous_gpus=near_first).routing == 1
 
 
 @settings(max_examples=80)
@@ -265,9 +186,11 @@ def test_a_stage_alone_equals_brute_force(cascade: Cascade, gpus: int) -> None:
             share=(share[None],),
             quality=np.array([50.0]),
             routings=np.zeros((1, 0), np.int32),
+            depth=(),
+            requests=None,
             known={},
         )
-        expected = best_allocation(alone, 0, gpus)
+        expected = best_allocation(alone, 0, Wanted(gpus))
         found = cascade.search().single(stage, gpus)
         assert math.isfinite(found.latency_s) == (expected is not None)
         if expected is not None:
@@ -278,9 +201,14 @@ def test_a_stage_alone_equals_brute_force(cascade: Cascade, gpus: int) -> None:
 @given(cascades, st.sampled_from([0.0, 60.0, 75.0]))
 def test_least_gpus_equals_brute_force(cascade: Cascade, quality_floor: float) -> None:
     most = 14
-    enough = [gpus for gpus in range(1, most + 1) if best_plan(cascade, gpus, quality_floor) is not None]
-    found = cascade.search().least_gpus(quality_floor)
+    candidates = cascade.candidates(quality_floor)
+    enough = [gpus for gpus in range(1, most + 1) if best_plan(cascade, candidates, Wanted(gpus)) is not None]
+    search = cascade.search()
+    found = search.least_gpus(candidates)
     assert found == enough[0] if enough else found > most
+    lightest = search.lightest(candidates)
+    if enough:
+        assert best_allocation(cascade, lightest, Wanted(enough[0])) is not None
 
 
 @settings(max_examples=60)
@@ -288,10 +216,11 @@ def test_least_gpus_equals_brute_force(cascade: Cascade, quality_floor: float) -
 @example(Cascade.of_grid(routing_grid(scored_requests(3, 8, 2, False), [[50]]), FLEETS[0][:2], rate_per_s=2.0), 8, 0.0)
 def test_largest_rate_equals_brute_force(cascade: Cascade, gpus: int, quality_floor: float) -> None:
     """Some routing has an allocation a little below it, none has one a little above."""
-    rate_per_s = cascade.search().max_rate_per_s(gpus, quality_floor)
+    rate_per_s = cascade.search().max_rate_per_s(cascade.candidates(quality_floor), gpus)
 
     def plan_at(rate_per_s: float) -> Key | None:
-        return best_plan(dataclasses.replace(cascade, rate_per_s=rate_per_s, known={}), gpus, quality_floor)
+        slower = dataclasses.replace(cascade, rate_per_s=rate_per_s, known={})
+        return best_plan(slower, cascade.candidates(quality_floor), Wanted(gpus))
 
     if rate_per_s == 0:
         assert plan_at(1e-9) is None
@@ -302,7 +231,7 @@ def test_largest_rate_equals_brute_force(cascade: Cascade, gpus: int, quality_fl
 
 def test_a_floor_no_routing_meets_has_no_plan() -> None:
     cascade = Cascade.of_grid(routing_grid(scored_requests(1, 6, 3, False), [[50], [50]]), FLEETS[0], rate_per_s=1.0)
-    found = cascade.search().exact(12, 100.0)
+    found = cascade.search().exact(candidates=cascade.candidates(100.0), gpus=12)
     assert (found.routing, found.stages, found.meet_floor) == (-1, [], 0)
 
 
@@ -343,11 +272,12 @@ def test_benchmark_cases_on_a_coarse_grid_and_a_small_pool(case: str, repository
         )
         search = cascade.search()
         for quality_floor in np.quantile(grid.quality, [0.2, 0.6, 0.9]):
-            expected = best_plan(cascade, gpus, quality_floor)
-            found = search.exact(gpus, quality_floor)
+            candidates = cascade.candidates(quality_floor)
+            expected = best_plan(cascade, candidates, Wanted(gpus))
+            found = search.exact(candidates=candidates, gpus=gpus)
             assert (found.routing >= 0) == (expected is not None)
             if expected is not None:
-                assert key_of(cascade, found.routing, found.stages) == expected
+                assert key_of(cascade, found.routing, found.stages, Wanted(gpus)) == expected
 
 
 def test_deepseek_objective_never_rises_as_the_floor_falls(repository: Path) -> None:
@@ -355,7 +285,7 @@ def test_deepseek_objective_never_rises_as_the_floor_falls(repository: Path) -> 
     if not path.exists():
         pytest.skip(f"{path} is not there: this is not a checkout")
     planner = Planner(Problem.read(path))
-    plans = [planner.plan(q_min=q_min) for q_min in (84, 80, 76, 71, 70)]
+    plans = [planner.plan(q_min=q_min, skip_models=False) for q_min in (84, 80, 76, 71, 70)]
     latencies_s = [plan.latency_s for plan in plans]
     assert latencies_s == sorted(latencies_s, reverse=True)
     assert latencies_s[-1] < 0.5 * latencies_s[0]

@@ -34,8 +34,9 @@ class Option(NamedTuple):
 
 
 class Key(NamedTuple):
-    """What makes one plan better than another, in this order; smaller is better."""
+    """What makes one plan better than another, in this order; smaller is better. Spend is 0 where it does not count."""
 
+    spend_usd: float
     worst_first_s: tuple[float, ...]
     lost_quality: float
     gpus: int
@@ -70,9 +71,59 @@ GPU_FIELDS = (
 )
 
 
+class Limits(NamedTuple):
+    """The arguments of `_core.StageLimits`."""
+
+    least_replicas: int = 0
+    most_replicas: int = 1_000_000
+    spare_replicas: int = 0
+    survive_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which plan is asked for: the arguments of `_core.CascadeSearch.exact` that say what is best and what is allowed.
+
+    `gpus` and `fixed_usd` are by routing; a single number is for all.
+    """
+
+    gpus: int | tuple[int, ...]
+    minimise: str = "latency"
+    limit_s: float = math.inf
+    usd_per_gpu: float = 1.0
+    fixed_usd: tuple[float, ...] | None = None
+    beat: float = math.inf
+    previous: tuple[int, ...] = ()
+
+    def most_gpus(self, routing: int) -> int:
+        return self.gpus if isinstance(self.gpus, int) else self.gpus[routing]
+
+    def spend_usd(self, routing: int, gpus: int) -> float:
+        return self.usd_per_gpu * gpus + (self.fixed_usd[routing] if self.fixed_usd else 0.0)
+
+    def value(self, key: Key) -> float:
+        return key.spend_usd if self.minimise == "spend" else key.worst_first_s[0]
+
+    def arguments(self, candidates: NDArray[np.int64]) -> dict[str, Any]:
+        """What `exact` is given for these candidates."""
+        gpus = self.gpus if isinstance(self.gpus, int) else np.array(self.gpus, np.int32)[candidates]
+        return {
+            "candidates": candidates,
+            "gpus": gpus,
+            "minimise": self.minimise,
+            "limit_s": self.limit_s,
+            "usd_per_gpu": self.usd_per_gpu,
+            "fixed_usd": None if self.fixed_usd is None else np.array(self.fixed_usd)[candidates],
+        }
+
+
 @dataclass(frozen=True)
 class Cascade:
-    """What `_core.CascadeSearch` is given; `levels`, `share`, `quality` and `routings` are those of a `RoutingGrid`."""
+    """What `_core.CascadeSearch` is given; `levels`, `share`, `quality` and `routings` are those of a `RoutingGrid`.
+
+    `depth` counts the thresholds before each station; empty: station i has i, a plain cascade. `limits` are those of
+    each station; empty: none. Where there are `requests`, the search is given them instead of the last share.
+    """
 
     replicas: tuple[tuple[_core.Replica, ...], ...]
     cells: tuple[tuple[FloatArray, ...], ...]
@@ -84,6 +135,9 @@ class Cascade:
     scv: float = 1.0
     max_utilization: float = 0.9
     idle_stage_keeps_replica: bool = False
+    depth: tuple[int, ...] = ()
+    limits: tuple[Limits, ...] = ()
+    requests: tuple[NDArray[np.int32], NDArray[np.int32], FloatArray] | None = None
     known: dict[tuple[int, bytes], list[Option]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -103,14 +157,24 @@ class Cascade:
         return len(self.replicas)
 
     @property
+    def depths(self) -> tuple[int, ...]:
+        return self.depth or tuple(range(self.stages))
+
+    @property
     def count(self) -> int:
         return len(self.routings) if self.levels else 1
 
+    def candidates(self, quality_floor: float) -> NDArray[np.int64]:
+        """The routings that meet the floor."""
+        met = [routing for routing in range(self.count) if self.quality_of(routing) >= quality_floor - 1e-9]
+        return np.array(met, np.int64)
+
     def search(self) -> _core.CascadeSearch:
         return _core.CascadeSearch(
-            replicas=[list(stage) for stage in self.replicas],
-            cells=list(self.cells),
-            share=list(self.share),
+            models=_core.Models(replicas=[list(stage) for stage in self.replicas], cells=list(self.cells)),
+            stations=list(range(self.stages)),
+            depth=list(self.depths),
+            share=[*self.share[:-1], np.empty(0) if self.requests else self.share[-1]],
             quality=self.quality,
             levels=list(self.levels),
             routings=self.routings,
@@ -120,21 +184,23 @@ class Cascade:
                 max_utilization=self.max_utilization,
                 idle_stage_keeps_replica=self.idle_stage_keeps_replica,
             ),
+            limits=[_core.StageLimits(**limits._asdict()) for limits in self.limits],
+            requests=self.requests,
         )
 
-    def prefix(self, routing: int, stage: int) -> int:
+    def prefix(self, routing: int, depth: int) -> int:
         row = 0
-        for level, count in zip(self.routings[routing][:stage], self.levels, strict=False) if stage else ():
+        for level, count in zip(self.routings[routing][:depth], self.levels, strict=False) if depth else ():
             row = row * count + int(level)
         return row
 
     def share_of(self, routing: int, stage: int) -> FloatArray:
         return np.ascontiguousarray(
-            self.share[stage].reshape(-1, self.cells[stage][0].size)[self.prefix(routing, stage)]
+            self.share[stage].reshape(-1, self.cells[stage][0].size)[self.prefix(routing, self.depths[stage])]
         )
 
     def quality_of(self, routing: int) -> float:
-        return float(self.quality[self.prefix(routing, self.stages - 1)])
+        return float(self.quality[self.prefix(routing, len(self.levels))])
 
     def p95_s(self, share: FloatArray, stage: int, shape: int, replicas: int) -> float:
         """p95 of a stage whose requests are split at random over its replicas; +inf above the utilisation cap."""
@@ -157,15 +223,16 @@ class Cascade:
         )
         # The same from one evaluation by a search of nothing else, which adds up shares in the core's own order.
         alone = _core.CascadeSearch(
-            replicas=[[engine]],
-            cells=[self.cells[stage]],
+            models=_core.Models(replicas=[[engine]], cells=[self.cells[stage]]),
+            stations=[0],
+            depth=[0],
             share=[row],
             quality=np.zeros(1),
             levels=[],
             routings=np.zeros((1, 0), np.int32),
             traffic=_core.Traffic(rate_per_s=self.rate_per_s, scv=self.scv, max_utilization=self.max_utilization),
         )
-        latency_s = alone.evaluate(0, 0, 0, replicas)["p95_s"]
+        latency_s = alone.evaluate(0, 0, _core.Choice(0, replicas, 0, 0.0))["p95_s"]
         assert math.isclose(latency_s, expected_s, rel_tol=1e-6)
         return latency_s
 
@@ -179,23 +246,29 @@ class Cascade:
 
     def _options(self, share: FloatArray, stage: int, gpus: int) -> list[Option]:
         engines = self.replicas[stage]
+        limits = self.limits[stage] if self.limits else Limits()
         if not share.any():
-            if not self.idle_stage_keeps_replica:
+            kept = max(limits.least_replicas, int(self.idle_stage_keeps_replica))
+            if not kept:
                 return [Option(0, 0.0, -1, 0)]
             fits = [self._holds_longest(stage, shape) for shape in range(len(engines))]
             return [
-                Option(engine.shape.gpus, 0.0, shape, 1)
+                Option(kept * engine.shape.gpus, 0.0, shape, kept)
                 for shape, engine in enumerate(engines)
-                if fits[shape] and engine.shape.gpus <= gpus
+                if fits[shape] and kept * engine.shape.gpus <= gpus
             ]
         found = []
         for shape, engine in enumerate(engines):
             if not self._holds_longest(stage, shape):
                 continue
-            for replicas in range(1, gpus // engine.shape.gpus + 1):
-                latency_s = self.p95_s(share, stage, shape, replicas)
-                if math.isfinite(latency_s):
-                    found.append(Option(replicas * engine.shape.gpus, latency_s, shape, replicas))
+            latency_s = {n: self.p95_s(share, stage, shape, n) for n in range(1, gpus // engine.shape.gpus + 1)}
+            for replicas in range(
+                max(limits.least_replicas, 1), min(limits.most_replicas, max(latency_s, default=0)) + 1
+            ):
+                left_s = latency_s.get(replicas - limits.spare_replicas, math.inf)
+                survive_s = limits.survive_s if limits.spare_replicas else math.inf
+                if math.isfinite(latency_s[replicas]) and math.isfinite(left_s) and left_s <= survive_s:
+                    found.append(Option(replicas * engine.shape.gpus, latency_s[replicas], shape, replicas))
         return found
 
     def _holds_longest(self, stage: int, shape: int) -> bool:
@@ -203,40 +276,39 @@ class Cascade:
         return bool((engine.kv_bytes(sum(self.cells[stage])) <= engine.kv_capacity_bytes).all())
 
 
-def best_allocation(cascade: Cascade, routing: int, gpus: int, previous: Sequence[int] = ()) -> Key | None:
-    """The best of every way to run every stage of one routing; None when the GPUs do not suffice."""
+def best_allocation(cascade: Cascade, routing: int, wanted: Wanted) -> Key | None:
+    """The best of every way to run every stage of one routing; None when there is none."""
     best: Key | None = None
     per_stage = []
+    gpus = wanted.most_gpus(routing)
     for stage in range(cascade.stages):
         # Of the ways that take the same number of GPUs only a fastest can be best.
         fastest: dict[int, Option] = {}
         for option in cascade.options(routing, stage, gpus):
             if option.gpus not in fastest or option.latency_s < fastest[option.gpus].latency_s:
                 fastest[option.gpus] = option
-        per_stage.append(list(fastest.values()))
+        per_stage.append([option for option in fastest.values() if option.latency_s <= wanted.limit_s])
     for chosen in itertools.product(*per_stage):
         if sum(option.gpus for option in chosen) <= gpus:
-            key = key_of(cascade, routing, chosen, previous)
-            if best is None or key < best:
+            key = key_of(cascade, routing, chosen, wanted)
+            if wanted.value(key) <= wanted.beat and (best is None or key < best):
                 best = key
     return best
 
 
-def key_of(cascade: Cascade, routing: int, chosen: Sequence[Any], previous: Sequence[int] = ()) -> Key:
+def key_of(cascade: Cascade, routing: int, chosen: Sequence[Any], wanted: Wanted) -> Key:
+    gpus = sum(option.gpus for option in chosen)
     return Key(
+        wanted.spend_usd(routing, gpus) if wanted.minimise == "spend" else 0.0,
         tuple(sorted((option.latency_s for option in chosen), reverse=True)),
         -cascade.quality_of(routing),
-        sum(option.gpus for option in chosen),
-        sum(abs(option.gpus - before) for option, before in zip(chosen, previous, strict=False)),
+        gpus,
+        sum(abs(option.gpus - before) for option, before in zip(chosen, wanted.previous, strict=False)),
         routing,
     )
 
 
-def best_plan(cascade: Cascade, gpus: int, quality_floor: float, previous: Sequence[int] = ()) -> Key | None:
-    """The best of every allocation of every routing that meets the floor; None when there is none."""
-    keys = [
-        best_allocation(cascade, routing, gpus, previous)
-        for routing in range(cascade.count)
-        if cascade.quality_of(routing) >= quality_floor - 1e-9
-    ]
+def best_plan(cascade: Cascade, candidates: NDArray[np.int64], wanted: Wanted) -> Key | None:
+    """The best of every allocation of every candidate; None when there is none."""
+    keys = [best_allocation(cascade, int(routing), wanted) for routing in candidates]
     return min((key for key in keys if key is not None), default=None)
