@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -13,10 +13,11 @@ from cascadia_fast.workload import MAX_RATE_PER_S, MIN_RATE_PER_S
 
 MAX_GPUS = 1_000_000
 MAX_REQUESTS = 10_000_000
+MAX_SLO_S = 1e9
 # Pydantic's words for a field that is not known, the second for one whose name is not even a text.
 UNKNOWN_FIELD = ("extra_forbidden", "invalid_key")
-# Fields that one may well expect, and what to use instead.
-UNAVAILABLE = {("goal", "slo_s"): "leave it out and compare the plan's p95 with it"}
+LatencyMetric = Literal["max_stage_p95", "end_to_end_p95", "ttft_p95"]
+LATENCY_METRICS: tuple[LatencyMetric, ...] = get_args(LatencyMetric)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -26,11 +27,16 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+Name = Annotated[str, Field(min_length=1, max_length=500)]
 Positive = Annotated[float, Field(gt=0)]
+LinkSpeed = Annotated[float, Field(gt=0, le=1e6)]
+Count = Annotated[int, Field(ge=1, le=MAX_GPUS)]
+Names = Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=64)]
 Rate = Annotated[float, Field(ge=MIN_RATE_PER_S, le=MAX_RATE_PER_S)]
 NotNegative = Annotated[float, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1, max_length=500)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Weights = Literal["bf16", "fp8", "int8", "int4", "mxfp4"]
+KvFormat = Literal["bf16", "fp8"]
 
 
 class _Section(BaseModel):
@@ -38,22 +44,39 @@ class _Section(BaseModel):
 
 
 class CascadeEntry(_Section):
-    """One model of the cascade; without `weights` in the format it was published in."""
+    """One model of the cascade; without `weights` in the format it was published in.
+
+    The other fields pin its deployment: how many replicas it has at least and at most, their shape, and on which pools.
+    With a minimum of 1 or more the model is part of every cascade that is planned.
+    """
 
     model: Name
-    weights: Literal["bf16", "fp8", "int8", "int4", "mxfp4"] | None = None
-    kv_dtype: Literal["bf16", "fp8"] = "bf16"
+    weights: Weights | None = None
+    kv_dtype: KvFormat = "bf16"
     name_in_requests: Name | None = None
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_GPUS)] = 0
+    max_replicas: Count | None = None
+    tp: Count | None = None
+    pp: Count | None = None
+    pools: Names | None = None
 
 
 class PoolEntry(_Section):
-    """GPUs of one type: `nodes` full nodes, or `gpus` in total, of which the last node may be partial."""
+    """GPUs of one type: `nodes` full nodes, or `gpus` in total, of which the last node may be partial.
 
+    The last `reserved` GPUs are kept for others. Links that are not given are the catalog's, per GPU and direction.
+    """
+
+    name: Name | None = None
     gpu: Name
-    nodes: Annotated[int, Field(ge=1, le=MAX_GPUS)] | None = None
+    nodes: Count | None = None
     gpus_per_node: Annotated[int, Field(ge=1, le=1024)] | None = None
-    gpus: Annotated[int, Field(ge=1, le=MAX_GPUS)] | None = None
+    gpus: Count | None = None
+    reserved: Annotated[int, Field(ge=0, le=MAX_GPUS)] = 0
     price_usd_per_hour: NotNegative | None = None
+    link_gb_per_s: LinkSpeed | None = None
+    internode_gb_per_s: LinkSpeed | None = None
+    tp_across_nodes: bool = False
 
 
 class ColumnNames(_Section):
@@ -95,23 +118,63 @@ class WorkloadSection(_Section):
 
 
 class JudgeSection(_Section):
-    """The judge: latency and price per call; simulated from the quality when an AUC is given."""
+    """The judge: latency and price per call; its scores are simulated from the quality when an AUC is given.
+
+    With a `model` it is hosted: that model reads `instruction_tokens`, the prompt and the answer it judges, and writes
+    `output_tokens`, on GPUs of the cluster.
+    """
 
     latency_s: NotNegative = 0.0
     usd_per_call: NotNegative = 0.0
     simulated_auc: Annotated[float, Field(gt=0.5, le=1)] | None = None
     seed: Seed = 0
+    model: Name | None = None
+    weights: Weights | None = None
+    kv_dtype: KvFormat = "bf16"
+    output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 16
+    instruction_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 200
 
 
 class Goal(_Section):
-    """What a plan must reach: the quality floor, and the objective it minimises."""
+    """What a plan must reach, and its objective.
+
+    The quality floor `q_min` holds for the mean of the scored requests or, with `q_confidence`, with that confidence
+    for the traffic behind them. With `survive` the plan reaches everything after the loss of any replica or node, too.
+    """
 
     q_min: Annotated[float, Field(ge=0, le=100)]
-    objective: Name = "max_stage_p95"
+    q_confidence: Annotated[float, Field(gt=0.5, le=0.999)] | None = None
+    objective: Literal[LatencyMetric, "min_cost", "max_rate", "min_gpus"] = "max_stage_p95"
+    slo_s: Annotated[float, Field(gt=0, le=MAX_SLO_S)] | None = None
+    slo_metric: LatencyMetric | None = None
+    budget_usd_per_hour: Positive | None = None
+    survive: Literal["none", "replica", "node"] = "none"
+    skip_models: bool = True
+    mixed_shapes: bool = False
+    time_limit_s: Positive = 60.0
     max_utilization: Annotated[float, Field(gt=0, lt=1)] = 0.9
     paper_strict: bool = False
     method: Literal["exact", "alternating"] = "exact"
     latency: Literal["formula", "simulated"] = "formula"
+
+    @property
+    def deadline_metric(self) -> LatencyMetric:
+        """The latency that `slo_s` limits: the one named, else the objective if it is one, else that of whole paths."""
+        if self.slo_metric is not None:
+            return self.slo_metric
+        return self.objective if self.objective in LATENCY_METRICS else "end_to_end_p95"
+
+    def beyond_the_paper(self) -> Iterator[str]:
+        """What is asked for that the paper's program and loop know nothing of."""
+        if self.objective != "max_stage_p95":
+            yield f"goal.objective {self.objective}"
+        for field in ("slo_s", "budget_usd_per_hour", "q_confidence"):
+            if getattr(self, field) is not None:
+                yield f"goal.{field}"
+        if self.survive != "none":
+            yield f"goal.survive {self.survive}"
+        if self.mixed_shapes:
+            yield "goal.mixed_shapes"
 
 
 class Engine(_Section):
@@ -163,19 +226,74 @@ def parse_problem(fields: Mapping[str, Any], where: str) -> ProblemFile:
     ------
     InputError
         One sentence about the first thing that is wrong.
-    UnsupportedError
-        A field that this version does not have yet is given.
     """
     try:
         return ProblemFile.model_validate(dict(fields))
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        raise InputError(f"{where}: {_first_sentence(error)}") from None
+
+
+def checked_goal(goal: Goal, changes: Mapping[str, Any], where: str) -> Goal:
+    """Return a goal with some fields changed.
+
+    Raises
+    ------
+    InputError
+        A value is out of range, or contradicts another field; `where` names the file that this one may stand in.
+    UnsupportedError
+        Two fields make sense together, and this version cannot plan it.
+    """
+    for name in changes:
+        if name not in Goal.model_fields:
+            raise InputError(f"a goal has no field {name!r}{did_you_mean(name, Goal.model_fields)}")
+    try:
+        changed = Goal.model_validate(goal.model_dump(exclude_unset=True) | dict(changes))
+    except ValidationError as error:
+        raise InputError(_first_sentence(error)) from None
+    check_goal(changed, where)
+    return changed
+
+
+def check_goal(goal: Goal, where: str) -> None:
+    """Raise for the first contradiction within a goal; raises as `checked_goal`."""
+    if goal.slo_metric is not None and goal.slo_s is None:
+        raise InputError(
+            f"{where}: goal has slo_metric ({goal.slo_metric}) but no slo_s; add goal.slo_s, the seconds it may take, "
+            "or drop slo_metric"
+        )
+    limited: dict[str, str] = {"objective": goal.objective}
+    if goal.slo_s is not None:
+        limited["slo_metric"] = goal.deadline_metric
+    for field, metric in limited.items():
+        if goal.mixed_shapes and metric in ("end_to_end_p95", "ttft_p95"):
+            raise UnsupportedError(
+                f"{where}: goal.mixed_shapes is true and goal.{field} is {metric}, which is planned with one shape per "
+                "stage; drop mixed_shapes, or use max_stage_p95"
+            )
+    if goal.latency == "simulated" and (goal.method != "exact" or goal.paper_strict):
+        other = f"method {goal.method}" if goal.method != "exact" else "paper_strict"
+        raise UnsupportedError(f"{where}: {other} plans by the latency formula; drop latency simulated, or {other}")
+    check_method(goal, tuple(goal.beyond_the_paper()), where)
+
+
+def check_method(goal: Goal, beyond: Sequence[str], where: str) -> None:
+    """Raise when the way to plan knows nothing of what is `beyond` the paper; raises as `checked_goal`."""
+    if not beyond:
+        return
+    for method, given in (
+        ("goal.paper_strict: true", goal.paper_strict),
+        ("goal.method: alternating", goal.method == "alternating"),
+    ):
+        if given:
+            raise InputError(f"{where}: {method} plans as the paper does, which knows no {beyond[0]}; drop one of them")
+    if goal.latency == "simulated":
+        raise UnsupportedError(f"{where}: goal.latency: simulated does not plan with {beyond[0]}; drop one of them")
+
+
+def _first_sentence(error: ValidationError) -> str:
+    found = error.errors(include_url=False)
     # A misspelt field is reported as unknown and, when it is required, as missing too; the first says more.
-    first = next((item for item in found if item["type"] in UNKNOWN_FIELD), found[0])
-    if first["loc"] in UNAVAILABLE:
-        place = _place(first["loc"])
-        raise UnsupportedError(f"{where}: {place} is not available in this version; {UNAVAILABLE[first['loc']]}")
-    raise InputError(f"{where}: {_sentence(first)}")
+    return _sentence(next((item for item in found if item["type"] in UNKNOWN_FIELD), found[0]))
 
 
 def _sentence(error: Mapping[str, Any]) -> str:

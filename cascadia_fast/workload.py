@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self
@@ -132,6 +133,18 @@ class ScoredRequests:
             quality=_sealed(self.quality[:, chosen]),
             weight=self.weight[chosen],
             source=_sealed(self.source[chosen]),
+        )
+
+    def of_models(self, indexes: Sequence[int]) -> ScoredRequests:
+        """Return the same requests with some of the models only; the last one's scores do not matter."""
+        chosen = list(indexes)
+        return dataclasses.replace(
+            self,
+            models=tuple(self.models[index] for index in chosen),
+            input_tokens=_sealed(self.input_tokens[chosen]),
+            output_tokens=_sealed(self.output_tokens[chosen]),
+            score=_sealed(self.score[chosen]),
+            quality=_sealed(self.quality[chosen]),
         )
 
     def bootstrap(self, seed: int, size: int | None = None) -> ScoredRequests:
