@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cascadia_fast import highs
 from cascadia_fast.errors import CascadiaError, InputError, NoPlanError, PoolTooSmallError
 
 if TYPE_CHECKING:
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Columns = tuple[NDArray[np.int64], NDArray[np.float64]]
-
-# HiGHS stops by default within 1e-4 of the optimum; a proof wants the optimum. The tolerances hold for latencies scaled
-# so that the optimum is about 1.
-_OPTIONS: dict[str, Any] = {
-    "output_flag": False,
-    "threads": 1,
-    "parallel": "off",
-    "mip_rel_gap": 0.0,
-    "mip_abs_gap": 1e-9,
-    "mip_feasibility_tolerance": 1e-9,
-    "primal_feasibility_tolerance": 1e-9,
-}
 
 _LADDER_RUNGS = 64
 _QUICK_COLUMNS = 2000  # solved in about a second
@@ -201,12 +189,9 @@ def _solve(columns: Sequence[Columns], gpus: int, exact_sum: bool, time_limit_s:
 
     sizes = [counts.size for counts, _ in columns]
     starts = np.concatenate(([0], np.cumsum(sizes)))
-    solver = highspy.Highs()  # type: ignore[no-untyped-call]
-    for name, value in _OPTIONS.items():
-        _check(solver.setOptionValue(name, value), f"option {name}")
-    _check(solver.setOptionValue("time_limit", float(time_limit_s)), "option time_limit")
-    _check(solver.passModel(_program(columns, gpus, exact_sum)), "the model")
-    _run(solver, interruptible=int(starts[-1]) > _QUICK_COLUMNS)
+    solver = highs.solver(time_limit_s)
+    highs.check(solver.passModel(_program(columns, gpus, exact_sum)), "the model")
+    highs.run(solver, interruptible=int(starts[-1]) > _QUICK_COLUMNS)
     model_status = solver.getModelStatus()
     has_answer = solver.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if not has_answer:
@@ -227,23 +212,6 @@ def _solve(columns: Sequence[Columns], gpus: int, exact_sum: bool, time_limit_s:
         seconds=time.perf_counter() - started_s,
         columns=int(starts[-1]),
     )
-
-
-def _run(solver: highspy.Highs, interruptible: bool) -> None:
-    """Solve; a long solve leaves this thread free to see Ctrl-C, and then stops at HiGHS's next callback."""
-    if not interruptible:
-        _check(solver.run(), "run")
-        return
-    solver.HandleUserInterrupt = True
-    with ThreadPoolExecutor(1) as pool:
-        solving = pool.submit(solver.run)
-        try:
-            while not wait([solving], timeout=0.1).done:
-                pass
-        except KeyboardInterrupt:
-            solver.cancelSolve()  # type: ignore[no-untyped-call]
-            raise
-    _check(solving.result(), "run")
 
 
 def _require_feasible(columns: Sequence[Columns], gpus: int) -> None:
@@ -302,10 +270,3 @@ def _program(columns: Sequence[Columns], gpus: int, exact_sum: bool) -> highspy.
     matrix.index_ = np.concatenate((stages + 1 + np.arange(stages, dtype=np.int32), rows.ravel()))
     matrix.value_ = np.concatenate((np.ones(stages), entries.ravel()))
     return lp
-
-
-def _check(status: highspy.HighsStatus, what: str) -> None:
-    import highspy
-
-    if status == highspy.HighsStatus.kError:
-        raise CascadiaError(f"HiGHS refused {what}; this is a bug, please report it with the problem file")
