@@ -198,7 +198,7 @@ def test_simulation_sees_the_bursts_that_the_formula_cannot(deepseek: Problem) -
     arrivals = Arrivals.from_times(bursts(20_000, 1.05, 3000, 3.0))
     problem = deepseek.replace(workload=Workload.build(deepseek.workload.requests, arrivals), q_min=74.0)
     planner = Planner(problem)
-    by_formula, by_simulation = planner.plan(), planner.plan(latency="simulated")
+    by_formula, by_simulation = planner.plan(skip_models=False), planner.plan(latency="simulated")
     slowest_s = {}
     for made in (by_formula, by_simulation):
         run = cf.simulate(made, problem, 20_000, seed=1)
@@ -218,7 +218,8 @@ def test_the_plan_survives_its_file(small: Problem) -> None:
     assert Plan.from_json(text) == made
     assert Plan.from_json(text).to_json() == text
     assert json.loads(text)["solver"]["simulated"]["requests"] >= REQUESTS
-    assert "simulated" not in json.loads(Planner(small).plan(latency="formula").to_json())["solver"]
+    assert json.loads(text)["solver"]["simulated"]["seed"] == 0
+    assert Planner(small).plan(latency="formula").solver.simulated is None
 
 
 def test_the_summary_says_so(small: Problem) -> None:
@@ -251,7 +252,7 @@ def test_a_bad_field_is_named(small: Problem, changes: dict[str, Any], message: 
 
 def test_bad_arguments(small: Problem) -> None:
     planner = Planner(small)
-    with pytest.raises(InputError, match="latency is 'simulation'; use formula or simulated"):
+    with pytest.raises(InputError, match="latency is 'simulation'; it must be one of 'formula' or 'simulated'"):
         planner.plan(latency="simulation")
     with pytest.raises(UnsupportedError, match="method alternating plans by the latency formula"):
         planner.plan(method="alternating")

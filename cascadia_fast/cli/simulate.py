@@ -13,6 +13,7 @@ import typer
 
 from cascadia_fast.cli.outcome import INTERRUPTED, outcome, printing, progress
 from cascadia_fast.cli.outcome import say as tell
+from cascadia_fast.cli.planned import read_problem
 
 if TYPE_CHECKING:
     from cascadia_fast.blueprint import Plan
@@ -193,26 +194,7 @@ def _plan_and_problem(plan: str | None, problem: str | None) -> tuple[Plan, Prob
     if plan == "":
         raise InputError("PLAN is empty; give the path of a plan.json")
     made = Plan.read(plan)
-    if problem is None:
-        from cascadia_fast.provenance import find_problem
-
-        return made, _as_planned(Problem.read(find_problem(made, Path(plan))), made)
-    made_for = Problem.read(problem)
-    name = Path(problem).name
-    same_file = made.provenance.inputs.get(name) == made_for.input_hashes()[name]
-    return made, _as_planned(made_for, made) if same_file else made_for
-
-
-def _as_planned(problem: Problem, plan: Plan) -> Problem:
-    """The plan's own problem, with what options of ``cascadia-fast plan`` may have changed in it: GPUs and rate."""
-    if problem.gpus != plan.pool_gpus:
-        problem = problem.replace(gpus=plan.pool_gpus)
-    planned = plan.workload
-    # Percentiles of a stretched trace follow no simple rule, so such rates stay the file's.
-    mean_per_s = planned.rate_per_s / planned.headroom
-    if planned.rate_from == "mean" and abs(problem.workload.arrivals.rate_per_s / mean_per_s - 1) > 1e-9:
-        problem = problem.replace(rate_per_s=mean_per_s)
-    return problem
+    return made, read_problem(made, Path(plan), problem)
 
 
 def _run(plan: Plan, problem: Problem, arguments: dict[str, Any], say: Callable[[str], None]) -> Simulation:

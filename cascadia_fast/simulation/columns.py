@@ -28,6 +28,9 @@ FloatArray = NDArray[np.float64]
 class Columns:
     """Times of N requests; every method takes the range of requests it is to speak of, in order of arrival.
 
+    Methods of a `stage` take any row of the table of visits: row S + s holds the visits of a hosted judge that judge
+    what stage s of S wrote.
+
     Parameters
     ----------
     native
@@ -37,7 +40,7 @@ class Columns:
     drawn
         Shape (N,): which scored request each request is.
     judge_s
-        Mean delay of a judge call.
+        Mean delay of a call of an external judge.
     timeout_s
         After which requests are cancelled, if any are.
     """
@@ -53,6 +56,11 @@ class Columns:
         """Number of stages that run."""
         return len(self.system.engines)
 
+    @property
+    def judge_rows(self) -> tuple[int, ...]:
+        """The rows of a hosted judge's visits; none where the judge is external."""
+        return tuple(range(self.stages, len(self._visits[0])))
+
     @cached_property
     def sent(self) -> int:
         """Requests that arrived; all of them unless the run was interrupted."""
@@ -67,9 +75,9 @@ class Columns:
         return self.native.first_token_s[rows] - self.native.arrived_s[rows]
 
     def queueing_s(self, rows: slice = _ALL) -> FloatArray:
-        """Time before engines took the request up, over all stages; NaN unless served."""
+        """Time before engines took the request up, over all stages and a hosted judge; NaN unless served."""
         total_s = np.where(self.native.status[rows] == SERVED, 0.0, np.nan)
-        for stage in range(self.stages):
+        for stage in (*range(self.stages), *self.judge_rows):
             times = self.times(stage, rows)
             waited_s = times[:, ADMITTED] - times[:, ARRIVED]
             np.add(total_s, waited_s, out=total_s, where=~np.isnan(waited_s))
@@ -95,8 +103,9 @@ class Columns:
     def slo_scale(self, rows: slice = _ALL) -> FloatArray:
         """Latency over what it is on an idle system along the request's own path; NaN unless served."""
         alone_s = np.zeros(self.drawn[rows].size)
-        for stage in range(self.stages):
-            one_s = self.system.alone_s(stage) + (self.judge_s if stage < self.stages - 1 else 0.0)
+        external_s = 0.0 if self.judge_rows else self.judge_s
+        for stage in (*range(self.stages), *self.judge_rows):
+            one_s = self.system.alone_s(stage) + (external_s if stage < self.stages - 1 else 0.0)
             visited = ~np.isnan(self.times(stage, rows)[:, FINISHED])
             np.add(alone_s, one_s[self.drawn[rows]], out=alone_s, where=visited)
         latency_s = self.latency_s(rows)
@@ -136,7 +145,7 @@ class Columns:
 
     def _per_token_s(self, stage: int, written_s: FloatArray, drawn: NDArray[np.int32]) -> FloatArray:
         """Turn the time from first to last token, in place, into that per token after the first."""
-        more = (self.system.tokens_out[stage] - 1)[drawn]
+        more = (self.system.tokens(stage)[1] - 1)[drawn]
         np.divide(written_s, more, out=written_s, where=more > 0)
         written_s[more == 0] = np.nan
         return written_s

@@ -55,6 +55,7 @@ def document(run: Simulation) -> dict[str, Any]:
         "quality": _estimate(run.quality),
         "cost_usd_per_request": run.cost_usd_per_request,
         "stages": [_stage(stage) for stage in run.stages],
+        "judge": None if run.judge is None else _stage(run.judge),
         "predictions": [_comparison(comparison) for comparison in run.predictions],
         "notes": list(run.notes),
     }

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascadia_fast.simulation.columns import FINISHED, known
+from cascadia_fast.simulation.columns import known
 from cascadia_fast.simulation.statistics import counted_until, present_at
 from cascadia_fast.simulation.traffic import MAX_REQUESTS
+from cascadia_fast.simulation.visits import stations_of
 from cascadia_fast.summary import duration
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _interrupted(run: Simulation) -> Iterator[str]:
 
 
 def _overloaded(run: Simulation) -> Iterator[str]:
-    """Which stages fall behind, by the second half of the time in which requests arrive."""
+    """Which stations fall behind, by the second half of the time in which requests arrive."""
     columns = run.columns
     if run.settings.concurrency is not None or columns.sent < 2:
         return
@@ -63,13 +64,12 @@ def _overloaded(run: Simulation) -> Iterator[str]:
     length_s = float(window_s[1] - window_s[0])
     if length_s <= 0:
         return
-    for number, stage in enumerate(run.plan.stages):
-        arrived_s, admitted_s = columns.visit_arrivals_s(number), columns.visit_admissions_s(number)
-        finished_s = known(columns.times(number)[:, FINISHED])
+    for station, result in zip(stations_of(columns), run.stations, strict=True):
+        arrived_s, admitted_s, finished_s = station.arrivals_s(), station.admissions_s(), known(station.finished_s())
         came, done = (int(np.diff(counted_until(events_s, window_s))[0]) for events_s in (arrived_s, finished_s))
         before, now = map(int, present_at(arrived_s, admitted_s, window_s))
         # Engines that are still filling up finish less than arrives, too; only in overload does a queue form.
-        queues = now > run.stages[number].replicas
+        queues = now > result.replicas
         grows = now > GROWTH * before
         if came and done < KEEPS_UP * came and queues and (grows or run.counts["timed_out"]):
             effect = (
@@ -80,8 +80,8 @@ def _overloaded(run: Simulation) -> Iterator[str]:
             able_per_s = _able_per_s(finished_s, admitted_s, end_s)
             times = f", {came / length_s / able_per_s:.2f} times what it can do" if able_per_s else ""
             yield (
-                f"Stage {stage.index + 1} ({stage.model}) is overloaded: {came / length_s:.3g} requests/s arrive and "
-                f"{done / length_s:.3g} are finished meanwhile{times}; {effect}"
+                f"{result.name.capitalize()} ({result.model}) is overloaded: {came / length_s:.3g} requests/s arrive "
+                f"and {done / length_s:.3g} are finished meanwhile{times}; {effect}"
             )
 
 
@@ -134,7 +134,7 @@ def _span_s(run: Simulation) -> float:
 
 def _too_short(run: Simulation) -> Iterator[str]:
     """Quantiles that stand on too few requests, or are known to no better than 10 %: p95 and p99 of a request's path,
-    and p95 of the stages."""
+    and p95 of the stations."""
     pairs = [(f"{name} of {what}", found, share, getattr(found, name)) for what, found, name, share in _claims(run)]
     without = [(-found.count, what) for what, found, _, _ in pairs if not found.sections]
     if without:
@@ -157,9 +157,10 @@ def _claims(run: Simulation) -> Iterator[tuple[str, Percentiles, str, float]]:
     for what, found in (("latency", run.latency), ("time to first token", run.ttft)):
         if found is not None:
             yield from ((what, found, "p95", 0.95), (what, found, "p99", 0.99))
-    for stage in run.stages:
-        if stage.latency is not None:
-            yield f"latency of stage {stage.index + 1}", stage.latency, "p95", 0.95
+    for station in run.stations:
+        if station.latency is not None:
+            name = "the judge" if station.index is None else station.name
+            yield f"latency of {name}", station.latency, "p95", 0.95
 
 
 def _worst(found: Sequence[tuple[float, str]]) -> str:
@@ -170,11 +171,11 @@ def _worst(found: Sequence[tuple[float, str]]) -> str:
 
 
 def _preempted(run: Simulation) -> Iterator[str]:
-    for stage in run.stages:
-        if stage.preemptions:
+    for station in run.stations:
+        if station.preemptions:
             yield (
-                f"Stage {stage.index + 1} ran out of KV cache: {stage.preemptions:,} preemptions, "
-                f"{100 * stage.preemptions_per_visit:.2g} per 100 visits, each read again what it had lost"
+                f"{station.name.capitalize()} ran out of KV cache: {station.preemptions:,} preemptions, "
+                f"{100 * station.preemptions_per_visit:.2g} per 100 visits, each read again what it had lost"
             )
 
 

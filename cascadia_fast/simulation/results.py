@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_fast.simulation.columns import FINISHED, SERVED, Columns, known
+from cascadia_fast.simulation.columns import SERVED, Columns, known
 from cascadia_fast.simulation.statistics import (
     MOST_WARM_UP,
     SECTIONS,
@@ -24,9 +24,10 @@ from cascadia_fast.simulation.statistics import (
     percentiles,
     warm_up,
 )
+from cascadia_fast.simulation.visits import Station, stations_of
 
 if TYPE_CHECKING:
-    from cascadia_fast.blueprint import Plan, StagePlan
+    from cascadia_fast.blueprint import JudgePlan, Plan, StagePlan
 
 # Sections shorter than this many p99 latencies depend on one another, and intervals come out too narrow. Of 100 runs of
 # the built-in example with 100,000 requests, six p99 latencies, Poisson arrivals, intervals from 3 sections held the
@@ -129,16 +130,16 @@ def measured_part(columns: Columns) -> Measured:
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one stage saw. Latencies, rates and numbers of requests are those of the measured part.
+    """What one stage, or a hosted judge, saw. Latencies, rates and numbers of requests are those of the measured part.
 
     Parameters
     ----------
     index, model, gpus, replicas
-        Those of the plan; `index` counts from 0 in the problem's cascade.
+        Those of the plan; `index` counts from 0 in the problem's cascade and is None for the judge.
     visits
         Visits in the whole run.
     reach
-        Share of requests that came here.
+        Share of requests that came here; calls per request of the judge.
     arrived_per_s, finished_per_s
         Visits begun and finished per second.
     latency, ttft, tpot, queueing
@@ -151,7 +152,7 @@ class StageResult:
         Of the whole run: how often a sequence lost its place in the KV cache, and the fullest that any cache became.
     """
 
-    index: int
+    index: int | None
     model: str
     gpus: int
     replicas: int
@@ -171,16 +172,23 @@ class StageResult:
     peak_kv_share: float
 
     @property
+    def name(self) -> str:
+        """What people call it."""
+        return "judge" if self.index is None else f"stage {self.index + 1}"
+
+    @property
     def preemptions_per_visit(self) -> float:
         """How often a visit lost its place in the KV cache."""
         return self.preemptions / self.visits if self.visits else 0.0
 
 
-def stage_result(columns: Columns, measured: Measured, stage: int, planned: StagePlan) -> StageResult:
-    """Return what a stage saw; `stage` counts those that run."""
-    native, rows, sections = columns.native, measured.rows, measured.sections
-    own = native.station == stage
-    arrived_s, admitted_s = columns.visit_arrivals_s(stage), columns.visit_admissions_s(stage)
+def station_result(
+    station: Station, measured: Measured, index: int | None, planned: StagePlan | JudgePlan
+) -> StageResult:
+    """Return what a stage, or a hosted judge, saw; `index` is that of the stage in the problem's cascade."""
+    native, rows, sections = station.columns.native, measured.rows, measured.sections
+    own = native.station == station.number
+    arrived_s, admitted_s = station.arrivals_s(), station.admissions_s()
     start_s, end_s = measured.start_s, measured.end_s
     if end_s <= start_s:
         start_s, end_s = 0.0, measured.ended_s
@@ -188,22 +196,22 @@ def stage_result(columns: Columns, measured: Measured, stage: int, planned: Stag
     visits = arrived_s.size
     arrived_per_s = measured.per_second(arrived_s)
     mean_queue = mean_present(arrived_s, admitted_s, start_s, end_s)
-    mean_running = mean_present(admitted_s, columns.visit_ends_s(stage), start_s, end_s)
+    mean_running = mean_present(admitted_s, station.ends_s(), start_s, end_s)
     peak_queue = most_present(arrived_s, admitted_s)
     del arrived_s, admitted_s  # of ten million visits: 160 MB
     return StageResult(
-        index=planned.index,
-        model=planned.model,
+        index=index,
+        model=planned.model or "",
         gpus=planned.gpus,
         replicas=int(own.sum()),
         visits=visits,
-        reach=float(columns.visited(stage, rows).mean()) if measured.count else 0.0,
+        reach=station.visits_per_request(rows) if measured.count else 0.0,
         arrived_per_s=arrived_per_s,
-        finished_per_s=measured.per_second(columns.times(stage)[:, FINISHED]),
-        latency=percentiles(known(columns.stage_latency_s(stage, rows)), sections),
-        ttft=percentiles(known(columns.stage_ttft_s(stage, rows)), sections),
-        tpot=percentiles(known(columns.stage_tpot_s(stage, rows)), sections),
-        queueing=percentiles(known(columns.stage_queueing_s(stage, rows)), sections),
+        finished_per_s=measured.per_second(station.finished_s()),
+        latency=percentiles(known(station.latency_s(rows)), sections),
+        ttft=percentiles(known(station.ttft_s(rows)), sections),
+        tpot=percentiles(known(station.tpot_s(rows)), sections),
+        queueing=percentiles(known(station.queueing_s(rows)), sections),
         busy_share=float(native.busy_s[own].mean() / native.ended_s) if native.ended_s > 0 else 0.0,
         mean_running=mean_running,
         mean_queue=mean_queue,
@@ -215,18 +223,18 @@ def stage_result(columns: Columns, measured: Measured, stage: int, planned: Stag
 
 @dataclass(frozen=True)
 class OverTime:
-    """The run at G evenly spaced times, per stage.
+    """The run at G evenly spaced times, per station: the S stages and, last, a hosted judge.
 
     Parameters
     ----------
     times_s
         Shape (G,): from one interval after the start to the end.
     arrived_per_s, finished_per_s
-        Shape (S, G): visits begun and finished per second in the interval that ends at each time.
+        Shape (stations, G): visits begun and finished per second in the interval that ends at each time.
     running, waiting
-        Shape (S, G): visits in engines and waiting for one, at each time.
+        Shape (stations, G): visits in engines and waiting for one, at each time.
     busy_share
-        Shape (S, G): share of the replicas that run steps.
+        Shape (stations, G): share of the replicas that run steps.
     """
 
     times_s: FloatArray
@@ -242,25 +250,25 @@ def over_time(columns: Columns, points: int, ended_s: float) -> OverTime:
     times_s = np.linspace(0.0, ended_s, points + 1)[1:]
     interval_s = max(ended_s / points, np.finfo(float).tiny)
     arrived, finished, running, waiting, busy = [], [], [], [], []
-    for stage in range(columns.stages):
-        came = counted_until(columns.visit_arrivals_s(stage), times_s)
-        admitted = counted_until(columns.visit_admissions_s(stage), times_s)
-        done = counted_until(known(columns.times(stage)[:, FINISHED]), times_s)
+    for station in stations_of(columns):
+        came = counted_until(station.arrivals_s(), times_s)
+        admitted = counted_until(station.admissions_s(), times_s)
+        done = counted_until(known(station.finished_s()), times_s)
         arrived.append(np.diff(came, prepend=0) / interval_s)
         finished.append(np.diff(done, prepend=0) / interval_s)
-        running.append(admitted - counted_until(columns.visit_ends_s(stage), times_s))
+        running.append(admitted - counted_until(station.ends_s(), times_s))
         waiting.append(came - admitted)
-        busy.append(_busy_share(columns, stage, times_s))
+        busy.append(_busy_share(station, times_s))
     return OverTime(
         times_s, np.array(arrived), np.array(finished), np.array(running), np.array(waiting), np.array(busy)
     )
 
 
-def _busy_share(columns: Columns, stage: int, times_s: FloatArray) -> FloatArray:
+def _busy_share(station: Station, times_s: FloatArray) -> FloatArray:
     """An engine runs steps exactly while somebody is there."""
-    replicas = int((columns.native.station == stage).sum())
-    arrived_s, left_s = columns.visit_arrivals_s(stage), columns.visit_ends_s(stage)
-    return busy_replicas_at(arrived_s, left_s, columns.visit_replicas(stage), replicas, times_s) / max(replicas, 1)
+    replicas = int((station.columns.native.station == station.number).sum())
+    arrived_s, left_s = station.arrivals_s(), station.ends_s()
+    return busy_replicas_at(arrived_s, left_s, station.replicas(), replicas, times_s) / max(replicas, 1)
 
 
 @dataclass(frozen=True)
@@ -285,10 +293,10 @@ class Comparison:
 
 
 def figures(
-    latency: Percentiles | None, ttft: Percentiles | None, stages: Sequence[StageResult]
+    latency: Percentiles | None, ttft: Percentiles | None, stations: Sequence[StageResult]
 ) -> list[tuple[str, Estimate]]:
-    """Return what plans predict as it was simulated: p95 of the stages, p50 and p95 end to end, p95 of first tokens."""
-    found = [(f"stage {stage.index + 1} p95", stage.latency.p95) for stage in stages if stage.latency]
+    """Return what plans predict as it was simulated: p95 of the stations, p50 and p95 of paths, p95 of first tokens."""
+    found = [(f"{station.name} p95", station.latency.p95) for station in stations if station.latency]
     if latency:
         found += [("end to end p50", latency.p50), ("end to end p95", latency.p95)]
     if ttft:
@@ -300,6 +308,7 @@ def comparisons(plan: Plan, simulated: Sequence[tuple[str, Estimate]]) -> tuple[
     """Return the plan's predictions of some figures against these."""
     predicted = plan.predicted
     value_s = {f"stage {stage.index + 1} p95": stage.p95_s for stage in plan.stages} | {
+        "judge p95": plan.judge.p95_s,
         "end to end p50": predicted.end_to_end_p50_s,
         "end to end p95": predicted.end_to_end_p95_s,
         "first token p95": predicted.ttft_p95_s,

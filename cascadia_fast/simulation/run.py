@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 
 from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
+from cascadia_fast.economics import gpus_usd_per_hour
 from cascadia_fast.errors import InputError
 from cascadia_fast.problem import Problem
+from cascadia_fast.simulation.belonging import pools_by_name
 from cascadia_fast.simulation.columns import SERVED, STATUSES, Columns, known
 from cascadia_fast.simulation.results import (
     Comparison,
@@ -26,7 +29,7 @@ from cascadia_fast.simulation.results import (
     figures,
     measured_part,
     over_time,
-    stage_result,
+    station_result,
 )
 from cascadia_fast.simulation.settings import Settings, require_number, require_whole
 from cascadia_fast.simulation.statistics import (
@@ -40,6 +43,7 @@ from cascadia_fast.simulation.statistics import (
 )
 from cascadia_fast.simulation.system import SimulatedSystem, build_system
 from cascadia_fast.simulation.traffic import arrival_times, drawn_requests, judge_delays
+from cascadia_fast.simulation.visits import stations_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,14 +165,24 @@ class Simulation:
     @cached_property
     def stages(self) -> tuple[StageResult, ...]:
         """What each stage that runs saw."""
-        return tuple(
-            stage_result(self.columns, self.measured, number, stage) for number, stage in enumerate(self.plan.stages)
-        )
+        pairs = zip(stations_of(self.columns), self.plan.stages, strict=False)
+        return tuple(station_result(station, self.measured, stage.index, stage) for station, stage in pairs)
+
+    @cached_property
+    def judge(self) -> StageResult | None:
+        """What a hosted judge saw; None where the judge is external."""
+        last = stations_of(self.columns)[-1]
+        return station_result(last, self.measured, None, self.plan.judge) if last.is_judge else None
+
+    @property
+    def stations(self) -> tuple[StageResult, ...]:
+        """What runs on GPUs: the stages and, last, a hosted judge."""
+        return self.stages if self.judge is None else (*self.stages, self.judge)
 
     @cached_property
     def figures(self) -> tuple[tuple[str, Estimate], ...]:
         """What a plan predicts, as it was simulated: names and values in seconds."""
-        return tuple(figures(self.latency, self.ttft, self.stages))
+        return tuple(figures(self.latency, self.ttft, self.stations))
 
     @cached_property
     def predictions(self) -> tuple[Comparison, ...]:
@@ -228,11 +242,15 @@ class Simulation:
 
     @cached_property
     def cost_usd_per_request(self) -> float | None:
-        """Price of the plan's GPUs and of the judge, per request served; None where no price is known."""
-        price = self.problem.price_usd_per_hour
-        if price is None or not self.throughput_per_s:
+        """Price of the plan's GPUs and of the judge, per request served; None where some price is not known."""
+        gpus: Counter[str] = Counter()
+        for group in self.plan.groups:
+            gpus[group.pool] += group.count * group.tp * group.pp
+        prices = {name: pool.price_usd_per_hour for name, pool in pools_by_name(self.plan, self.problem).items()}
+        usd_per_hour = gpus_usd_per_hour(gpus, prices)
+        if usd_per_hour is None or not self.throughput_per_s:
             return None
-        gpus_usd = price * self.plan.gpus / 3600 / self.throughput_per_s
+        gpus_usd = usd_per_hour / 3600 / self.throughput_per_s
         return gpus_usd + self.columns.judge_calls(self.measured.rows) * self.problem.judge.usd_per_call
 
     @cached_property
@@ -245,7 +263,7 @@ class Simulation:
         return mean_of_drawn(by_request[served], by_request, requests.weight, requests.effective_size, top=100.0)
 
     def over_time(self, points: int = 200) -> OverTime:
-        """Return arrivals, ends, running, waiting and busy engines of every stage at evenly spaced times."""
+        """Return arrivals, ends, running, waiting and busy engines of every station at evenly spaced times."""
         require_whole("points", points, 2, 100_000)
         return over_time(self.columns, points, float(self.native.ended_s))
 
@@ -335,7 +353,7 @@ def simulate(
     slo_s
         Deadline of a request, end to end, for `within_slo` and `goodput_per_s`; it changes nothing in the run.
     judge_cv
-        Coefficient of variation of the judge's latency, lognormal; 0: constant.
+        Coefficient of variation of an external judge's latency, lognormal; 0: constant.
     progress
         Called now and then with the number of requests done.
 
@@ -369,6 +387,10 @@ def simulate(
         judge_cv=judge_cv,
     )
     system = build_system(plan, problem)
+    if judge_cv and system.judge is not None:
+        raise InputError(
+            f"judge_cv is {judge_cv:g}, but the judge is hosted: its latency follows from its load; drop it"
+        )
     drawn = drawn_requests(system.requests, requests, seed)
     arrival_s = None
     if rate_per_s is not None and arrivals is not None:
@@ -379,6 +401,9 @@ def simulate(
         tokens_in=system.tokens_in,
         tokens_out=system.tokens_out,
         path=system.path,
+        judge=system.judge_station(scheduler, dispatch),
+        judge_tokens_in=None if system.judge is None else system.judge.tokens_in,
+        judge_tokens_out=None if system.judge is None else system.judge.tokens_out,
         judge_delay_s=judge_delays(problem.judge.latency_s, judge_cv),
         drawn=drawn,
         arrival_s=arrival_s,

@@ -77,22 +77,22 @@ def _stages(run: Simulation) -> Table:
         "not idle",
         "batch",
     )
-    return Table(header, tuple(_stage_row(stage) for stage in run.stages), frozenset({"model"}))
+    return Table(header, tuple(_station_row(station) for station in run.stations), frozenset({"model"}))
 
 
-def _stage_row(stage: StageResult) -> tuple[str, ...]:
+def _station_row(station: StageResult) -> tuple[str, ...]:
     return (
-        str(stage.index + 1),
-        stage.model,
-        f"{stage.gpus:,}",
-        f"{stage.replicas:,}",
-        f"{100 * stage.reach:.1f} %",
-        _rate(stage.arrived_per_s),
-        _p95(stage.latency),
-        _p95(stage.ttft),
-        _p95(stage.queueing),
-        f"{100 * stage.busy_share:.1f} %",
-        f"{stage.mean_running / stage.replicas:,.1f}",
+        "judge" if station.index is None else str(station.index + 1),
+        station.model,
+        f"{station.gpus:,}",
+        f"{station.replicas:,}",
+        f"{100 * station.reach:.1f} %",
+        _rate(station.arrived_per_s),
+        _p95(station.latency),
+        _p95(station.ttft),
+        _p95(station.queueing),
+        f"{100 * station.busy_share:.1f} %",
+        f"{station.mean_running / station.replicas:,.1f}",
     )
 
 

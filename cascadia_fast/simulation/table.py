@@ -112,9 +112,9 @@ def _batch(run: Simulation, rows: slice) -> pa.RecordBatch:
         "output_tokens": where(served, system.tokens_out[answer, drawn]),
         "slo_scale": seconds(columns.slo_scale(rows)),
     }
-    for stage in range(columns.stages):
+    for stage in (*range(columns.stages), *columns.judge_rows):
         replica, times = columns.replica(stage, rows), columns.times(stage, rows)
-        name = f"stage{number[stage]}"
+        name = f"{'stage' if stage < columns.stages else 'judge'}{number[stage % columns.stages]}"
         cells[f"{name}_replica"] = where(replica >= 0, replica)
         for place, event in enumerate(("arrived_s", "admitted_s", "first_token_s", "finished_s")):
             cells[f"{name}_{event}"] = seconds(times[:, place])
