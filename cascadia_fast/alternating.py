@@ -6,6 +6,9 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cascadia_fast import _core
 from cascadia_fast.errors import InputError
 from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, chebyshev, proportional_start, span_of
@@ -104,7 +107,7 @@ def alternate(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: 
     """
     rounds = _run(search, grid, gpus, q_min, settings)
     best, first = _best_met(rounds, grid, q_min), len(rounds)
-    frugal = search.lightest(q_min) if best is None else -1
+    frugal = search.lightest(candidates=_meeting(grid, q_min)) if best is None else -1
     if frugal < 0:
         return Run(best, tuple(rounds), None)
     rounds += _run(search, grid, gpus, q_min, dataclasses.replace(settings, start=frugal))
@@ -135,6 +138,10 @@ def _run(search: _core.CascadeSearch, grid: RoutingGrid, gpus: int, q_min: float
 def _best_met(rounds: list[Round], grid: RoutingGrid, q_min: float) -> Round | None:
     met = [step for step in rounds if _quality(grid, step.routing) >= q_min - QUALITY_SLACK]
     return min(met, key=lambda step: step.latency_s, default=None)
+
+
+def _meeting(grid: RoutingGrid, q_min: float) -> NDArray[np.int64]:
+    return np.flatnonzero(grid.quality[grid.combinations] >= q_min - QUALITY_SLACK)
 
 
 def _quality(grid: RoutingGrid, routing: int) -> float:

@@ -6,6 +6,7 @@ Its numbers are finite: what is unknown or unbounded is None, and only a thresho
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,19 @@ from typing import Annotated, Literal
 
 from cascadia_fast.errors import InputError
 from cascadia_fast.placement import Piece, Replica
+from cascadia_fast.plan_checks import check_plan
 from cascadia_fast.plan_json import NEVER, TRUSTED, Record, plan_id, read_plan_bytes, write_plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+Metric = Literal["max_stage_p95", "end_to_end_p95", "ttft_p95"]
+"""A latency of a plan: its slowest stage's, that of a whole path, or that of the final answer's first token."""
+
+Objective = Literal["max_stage_p95", "end_to_end_p95", "ttft_p95", "min_cost", "max_rate", "min_gpus"]
+"""What a plan makes smallest (the rate: largest): a metric in seconds, USD per hour, requests per second, or GPUs."""
+
+Survive = Literal["none", "replica", "node"]
+"""What a deployment may lose, any one of it, and still meet its deadline."""
 
 Threshold = Annotated[float, NEVER]
 Interval = tuple[float | None, Threshold]
@@ -27,7 +38,9 @@ class Predicted(Record):
 
     `max_stage_p95_s` is the slowest stage's 95th percentile; the `end_to_end` ones are over one request's whole path,
     judge calls included. `quality` is the mean over the scored requests, `quality_ci95` its 95 % interval by Student's
-    t. `max_rate_per_s` is the most the deployment carries within the utilisation cap; the cost includes judge calls.
+    t, and `quality_lower` what it is at least with the plan's `q_confidence`. `max_rate_per_s` is the most the
+    deployment carries within the utilisation cap. Costs include the judge; `energy_j_per_request` counts the board
+    power of the GPUs while they are busy, at most what that work draws, and nothing while they are idle.
     """
 
     max_stage_p95_s: float | None
@@ -38,6 +51,9 @@ class Predicted(Record):
     quality_ci95: tuple[float, float]
     max_rate_per_s: float
     cost_usd_per_hour: float | None
+    usd_per_request: float | None = None
+    energy_j_per_request: float | None = None
+    quality_lower: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +114,39 @@ class StagePlan(Record):
 
 @dataclass(frozen=True, slots=True)
 class JudgePlan(Record):
-    """The judge between the stages; `simulated_auc` is set when its scores are simulated."""
+    """The judge between the stages; `simulated_auc` is set when its scores are simulated.
+
+    A hosted judge is a model with GPUs of its own: `rate_per_s` are its calls and `p95_s` is the time of one; a
+    `latency_s` comes on top of it. Without one, the fields from `model` on are empty.
+    """
 
     kind: Literal["external", "simulated", "hosted"]
     latency_s: float
     usd_per_call: float
     simulated_auc: float | None
+    model: str | None = None
+    weights: str | None = None
+    kv_dtype: str | None = None
+    gpus: int = 0
+    rate_per_s: float | None = None
+    p95_s: float | None = None
+    utilization: float | None = None
     replicas: tuple[ReplicaGroup, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Pool(Record):
-    """The GPUs the plan was made for."""
+    """GPUs that the plan was made for, without those that are reserved.
+
+    `idle_gpus` are pieces ``[node, first GPU on the node, GPUs]`` that would help nobody.
+    """
 
     name: str
     gpu: str
     gpus: int
     gpus_per_node: int
     price_usd_per_hour: float | None
+    idle_gpus: Annotated[tuple[Piece, ...], TRUSTED] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +183,7 @@ class SingleModel(Record):
 
 @dataclass(frozen=True, slots=True)
 class HighsProof(Record):
-    """What HiGHS says of the final allocation; `objective` is its optimal latency in seconds."""
+    """What HiGHS says of the final allocation; `objective` is its optimum, in the unit of the plan's objective."""
 
     status: str
     objective: float | None
@@ -191,16 +222,24 @@ class SimulatedLatency(Record):
 class SolverReport(Record):
     """How the plan was found and how good it provably is.
 
-    `levels` counts the threshold levels per threshold; `bound` and `gap` (relative) are None where nothing is proved.
-    `simulated` is None where latencies come from the formula.
+    `family` names the deployments that were searched: every stage in equal replicas (homogeneous), in up to two shapes
+    (mixed), or spread over pools in any counts (pooled); `subsets` counts the cascades, each of some of the models.
+    `levels` counts the threshold levels per threshold of the full cascade. `complete` says that the search was not
+    stopped by `time_limit_s`. `bound` is what no plan can be better than, in the unit of the objective, and `gap` how
+    far the plan is from it, relative to the plan; they are None where nothing is proved. `simulated` is None where
+    latencies come from the formula.
     """
 
     method: Literal["exact", "alternating"]
     certificate: str
+    family: Literal["homogeneous", "mixed", "pooled"]
+    subsets: int
     levels: tuple[int, ...]
     distinct_routings: int
     evaluated: int
     pruned: int
+    complete: bool
+    time_limit_s: float | None
     bound: float | None
     gap: float | None
     seconds: float
@@ -244,13 +283,21 @@ class Plan(Record):
     """A deployment and a routing, with everything needed to judge, print, store and serve them.
 
     `stages` holds the models that run, small to large; the problem's models that do not are in `skipped_models`.
-    `latency_s` is the value of `objective`. `idle_gpus` are pieces ``[node, first GPU, GPUs]`` that would help nobody.
+    `objective_value` is what the objective came to, in its unit, and `latency_s` the value of `latency_metric`: the
+    objective where that is a latency, else what the deadline `slo_s` counts by (`slo_metric`) or one request's path.
     """
 
     status: Literal["optimal", "feasible", "unstable"]
-    objective: str
+    objective: Objective
+    objective_value: float | None
+    latency_metric: Metric
     latency_s: float | None
     q_min: float
+    q_confidence: float | None
+    slo_s: float | None
+    slo_metric: Metric | None
+    budget_usd_per_hour: float | None
+    survive: Survive
     max_utilization: float
     paper_strict: bool
     predicted: Predicted
@@ -258,7 +305,6 @@ class Plan(Record):
     stages: tuple[StagePlan, ...]
     skipped_models: tuple[str, ...]
     judge: JudgePlan
-    idle_gpus: Annotated[tuple[Piece, ...], TRUSTED]
     pools: tuple[Pool, ...]
     workload: PlannedWorkload
     best_single_model: SingleModel | None
@@ -269,25 +315,7 @@ class Plan(Record):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.stages:
-            raise InputError("plan.stages is empty; a plan runs at least one model")
-        thresholds = len(self.stages) - 1
-        for name in ("thresholds", "threshold_intervals"):
-            found = len(getattr(self.routing, name))
-            if found != thresholds:
-                raise InputError(
-                    f"plan.routing.{name} has {found} entries; {len(self.stages)} stages need {thresholds}"
-                )
-        for number, stage in enumerate(self.stages):
-            gpus = sum(group.count * group.tp * group.pp for group in stage.replicas)
-            if gpus != stage.gpus:
-                raise InputError(
-                    f"plan.stages[{number}].gpus is {stage.gpus}, but its replicas take {gpus}; make them agree"
-                )
-            placed = sum(len(group.nodes) for group in stage.replicas)
-            replicas = sum(group.count for group in stage.replicas)
-            if placed != replicas:
-                raise InputError(f"plan.stages[{number}] places {placed} of {replicas} replicas; place every one")
+        check_plan(self)
 
     @cached_property
     def plan_id(self) -> str:
@@ -296,13 +324,25 @@ class Plan(Record):
 
     @property
     def gpus(self) -> int:
-        """GPUs the stages use."""
-        return sum(stage.gpus for stage in self.stages)
+        """GPUs in use: those of the stages and of a hosted judge."""
+        return sum(stage.gpus for stage in self.stages) + self.judge.gpus
 
     @property
     def pool_gpus(self) -> int:
         """GPUs of the cluster, used or idle."""
         return sum(pool.gpus for pool in self.pools)
+
+    @property
+    def idle_gpus(self) -> tuple[Piece, ...]:
+        """Pieces ``[node, first GPU, GPUs]`` that would help nobody, pool after pool."""
+        return tuple(piece for pool in self.pools for piece in pool.idle_gpus)
+
+    @property
+    def groups(self) -> Iterator[ReplicaGroup]:
+        """Every group of replicas, a hosted judge's last."""
+        for stage in self.stages:
+            yield from stage.replicas
+        yield from self.judge.replicas
 
     @property
     def binding_stage(self) -> StagePlan:
@@ -342,9 +382,8 @@ class Plan(Record):
             not match.
         """
         plan = read_plan_bytes(cls, text, source, SCHEMA_VERSION)
-        groups = [group for stage in plan.stages for group in stage.replicas]
         taken: set[tuple[str, int, int]] = set()
-        for group in groups:
+        for group in plan.groups:
             for node, first, gpus in (piece for replica in group.nodes for piece in replica):
                 wanted = {(group.pool, node, gpu) for gpu in range(first, first + gpus)}
                 if wanted & taken:

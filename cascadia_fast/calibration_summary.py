@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from cascadia_fast.summary_layout import Table, encodable, to_ascii
+from cascadia_fast.summary_blocks import Block
+from cascadia_fast.summary_blocks import plain as plain
+from cascadia_fast.summary_blocks import show as show
+from cascadia_fast.summary_layout import Table
 
 if TYPE_CHECKING:
     from cascadia_fast.calibration import Calibrated
 
-Block = str | Table
-
-_FILE_WIDTH = 120
-_GAP = "  "
 _NOTHING = "–"
 _GROUP = ("model", "gpu", "engine", "precision")
 _LEFT = frozenset({*_GROUP, "runs that", "left out", "reason"})
@@ -63,62 +61,6 @@ def calibration_text(fitted: Calibrated) -> list[Block]:
             f"{_by_section(fitted.kept)}"
         )
     return [*lines, *_unpredicted(after), *_notes(after["notes"])]
-
-
-def show(blocks: Sequence[Block], file: IO[str]) -> None:
-    """Write to `file`: tables drawn as wide as the terminal on one, plain text elsewhere."""
-    if file.isatty():
-        _draw(blocks, file)
-        return
-    text = plain(blocks, _FILE_WIDTH)
-    file.write(text if encodable(text, file) else to_ascii(text))
-
-
-def plain(blocks: Sequence[Block], width: int) -> str:
-    """Plain text of at most `width` columns, a blank line between blocks."""
-    parts = [
-        "\n".join(_lines(block, width) if isinstance(block, Table) else _wrapped(block, width)) for block in blocks
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return [
-        line
-        for paragraph in text.split("\n")
-        for line in textwrap.wrap(paragraph, width, subsequent_indent="  ", break_on_hyphens=False)
-    ]
-
-
-def _lines(table: Table, width: int) -> Iterator[str]:
-    table = table.fitted(width, len(_GAP))
-    widths = table.widths()
-    for row in (table.header, *table.rows):
-        cells = (
-            cell.ljust(size) if name in table.left else cell.rjust(size)
-            for name, cell, size in zip(table.header, row, widths, strict=True)
-        )
-        yield _GAP.join(cells).rstrip()
-
-
-def _draw(blocks: Sequence[Block], file: IO[str]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
-    console = Console(file=file, highlight=False, markup=False, emoji=False)
-    text = str if encodable("…–→", file) else to_ascii
-    for block in blocks:
-        if isinstance(block, str):
-            console.print("\n".join(map(text, _wrapped(block, console.width))))
-            continue
-        table = block.fitted(console.width - 2, len(_GAP))
-        drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, len(_GAP) - 1, 0, 0))
-        for name in table.header:
-            drawn.add_column(text(name), no_wrap=True, justify="left" if name in table.left else "right")
-        for row in table.rows:
-            drawn.add_row(*map(text, row))
-        console.print(drawn)
 
 
 def _metrics_table(first: str, lines: Mapping[str, Mapping[str, Any]]) -> Table:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, get_args
 
-import numpy as np
-
-from cascadia_fast import _core
 from cascadia_fast.allocation import Allocation
 from cascadia_fast.alternating import Round
 from cascadia_fast.blueprint import (
@@ -28,199 +25,248 @@ from cascadia_fast.blueprint import (
     ReplicaGroup,
     Routing,
     SimulatedLatency,
-    SingleModel,
     SolverReport,
     StageCalibration,
     StagePlan,
 )
-from cascadia_fast.fleet import StageFleet
-from cascadia_fast.placement import Placement, place
-from cascadia_fast.prediction import EndToEnd, end_to_end
+from cascadia_fast.certificate import Certificate
+from cascadia_fast.deployment import Station, path_latency_s, stations_of
+from cascadia_fast.economics import cost_usd_per_hour, energy_j_per_request, usd_per_request
+from cascadia_fast.placement import Placement, place_in_pools
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
+from cascadia_fast.routing import RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
+from cascadia_fast.searches import Searches
 from cascadia_fast.simulated_plan import SimulatedPlan
-from cascadia_fast.simulated_stages import CascadeRun
+from cascadia_fast.single_models import Single, best_single_model
+from cascadia_fast.solving import Found
+from cascadia_fast.task import Task
 from cascadia_fast.workload import Workload, bursty_warning
 
 if TYPE_CHECKING:
-    from cascadia_fast.profile import Status
-
-POOL = "pool0"
+    from cascadia_fast.stations import Stage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draft:
     """Everything a plan is drawn up from."""
 
-    problem: Problem
-    fleet: tuple[StageFleet, ...]
-    workload: Workload
-    gpus: int
-    q_min: float
-    max_utilization: float
-    paper_strict: bool
-    method: str
-    grid: RoutingGrid
-    search: _core.CascadeSearch
-    routing: int
-    deployment: tuple[_core.Choice, ...]
-    certificate: str
-    evaluated: int
-    pruned: int
-    proved: bool
-    rounds: tuple[Round, ...]
-    proof: Allocation
+    searches: Searches
+    found: Found
+    certificate: Certificate
+    singles: Sequence[Single]
+    quality_lower: float | None
+    warnings: tuple[str, ...]
+    rounds: tuple[Round, ...] = ()
+    proof: Allocation | None = None
     simulated: SimulatedPlan | None = None
 
-    def shape(self, stage: int) -> _core.Shape:
-        """Return the shape a stage runs in."""
-        return self.fleet[stage].replicas[self.deployment[stage].shape].shape
-
-    def status(self, stage: int) -> Status:
-        """Return how far the predicted times of a stage can be trusted."""
-        return self.fleet[stage].statuses[self.deployment[stage].shape]
+    @property
+    def problem(self) -> Problem:
+        """The problem planned."""
+        return self.searches.problem
 
     @property
-    def running(self) -> list[int]:
-        """Stages that run at least one replica."""
-        return [stage for stage, choice in enumerate(self.deployment) if choice.replicas > 0]
+    def task(self) -> Task:
+        """The task planned."""
+        return self.searches.task
 
-    def gpus_usd_per_hour(self, gpus: int) -> float | None:
-        """Return the price of some GPUs, if known."""
-        price = self.problem.price_usd_per_hour
-        return None if price is None else price * gpus
+    @property
+    def workload(self) -> Workload:
+        """The traffic at the planned rate."""
+        workload, rate_per_s = self.task.workload, self.found.rate_per_s
+        return workload if rate_per_s == workload.rate_per_s else workload.with_rate(rate_per_s)
+
+    @property
+    def prices(self) -> dict[str, float | None]:
+        """Price per hour of one GPU of every pool."""
+        return {pool.name: pool.price_usd_per_hour for pool in self.task.pools}
+
+    def spec(self, station: Station) -> Stage:
+        """Return the model of a station."""
+        models = self.problem.stages
+        if station.model < len(models):
+            return models[station.model]
+        assert self.problem.judge.hosted is not None
+        return self.problem.judge.hosted
 
 
 def draft_plan(draft: Draft, elapsed_s: Callable[[], float]) -> Plan:
     """Draw up the plan; `elapsed_s` is asked last, so that `solver.seconds` covers everything."""
-    problem = draft.problem
-    details = {
-        stage: draft.search.evaluate(
-            draft.routing, stage, draft.deployment[stage].shape, draft.deployment[stage].replicas
-        )
-        for stage in draft.running
-    }
-    placement = place(
-        [
-            (stage, draft.deployment[stage].replicas, draft.shape(stage).tp, draft.shape(stage).pp)
-            for stage in draft.running
-        ],
-        draft.gpus,
-        problem.gpus_per_node,
-    )
-    latency_s = max(choice.latency_s for choice in draft.deployment)
-    routing = _routing(draft)
+    problem, task, goal, found = draft.problem, draft.task, draft.task.goal, draft.found
+    served = stations_of(draft.searches, found)
+    stations = [station for station in served if station.groups]
+    models = [station for station in stations if station.model < len(problem.stages)]
+    groups, placements = _placed(draft, stations)
+    stages = tuple(_stage(draft, station, groups[station.model]) for station in models)
+    judge = _judge(draft, next((s for s in stations if s not in models), None), groups)
+    routing = _routing(found, len(models) - 1)
+    predicted = _predicted(draft, served, stages, judge)
+    latency_s = found.value if task.minimises_latency else getattr(predicted, _FIELD[task.metric])
+    value = predicted.cost_usd_per_hour if goal.objective == "min_cost" else found.value
+    running = {station.model for station in models}
     return Plan(
-        status="optimal" if draft.proved else "feasible",
-        objective=problem.goal.objective,
+        status="optimal" if draft.certificate.proved else "feasible",
+        objective=goal.objective,
+        objective_value=value,
+        latency_metric=task.metric,
         latency_s=latency_s,
-        q_min=draft.q_min,
-        max_utilization=draft.max_utilization,
-        paper_strict=draft.paper_strict,
-        predicted=_predicted(draft, details, latency_s),
+        q_min=goal.q_min,
+        q_confidence=goal.q_confidence,
+        slo_s=goal.slo_s,
+        slo_metric=None if goal.slo_s is None else goal.deadline_metric,
+        budget_usd_per_hour=goal.budget_usd_per_hour,
+        survive=goal.survive,
+        max_utilization=goal.max_utilization,
+        paper_strict=goal.paper_strict,
+        predicted=predicted,
         routing=routing,
-        stages=tuple(_stage(draft, stage, details[stage], placement, at) for at, stage in enumerate(draft.running)),
-        skipped_models=tuple(stage.name for index, stage in enumerate(problem.stages) if index not in draft.running),
-        judge=JudgePlan(
-            kind=problem.judge.kind,  # type: ignore[arg-type]
-            latency_s=problem.judge.latency_s,
-            usd_per_call=problem.judge.usd_per_call,
-            simulated_auc=problem.judge.simulated_auc,
+        stages=stages,
+        skipped_models=tuple(stage.name for index, stage in enumerate(problem.stages) if index not in running),
+        judge=judge,
+        pools=tuple(
+            Pool(pool.name, pool.spec.name, pool.gpus, pool.gpus_per_node, pool.price_usd_per_hour, placement.idle)
+            for pool, placement in zip(task.pools, placements, strict=True)
         ),
-        idle_gpus=placement.idle,
-        pools=(Pool(POOL, problem.gpu.name, draft.gpus, problem.gpus_per_node, problem.price_usd_per_hour),),
         workload=_planned_workload(draft.workload),
-        best_single_model=_best_single_model(draft),
-        warnings=_warnings(draft, routing),
-        calibration=_calibration(draft),
+        best_single_model=best_single_model(draft.singles, draft.prices, goal.q_min, draft.task.gpus),
+        warnings=_warnings(draft, routing, models),
+        calibration=_calibration(draft, stations),
         provenance=_provenance(draft),
-        solver=_solver(draft, details, latency_s, elapsed_s),
+        solver=_solver(draft, value, stations, elapsed_s),
     )
 
 
-def _predicted(draft: Draft, details: dict[int, _core.StageDetail], latency_s: float) -> Predicted:
-    requests = draft.workload.requests
-    thresholds = draft.grid.thresholds(draft.routing)
-    reached = {stage: detail for stage, detail in details.items() if detail["reach"] > 0}
-    path: EndToEnd | CascadeRun
-    if draft.simulated is not None:
-        path = draft.simulated.run
-        latency_s = max(path.stage_p95_s.values())
-    else:
-        path = end_to_end(
-            requests,
-            thresholds,
-            draft.grid.cells,
-            {stage: (detail["latency_s"], detail["first_token_s"]) for stage, detail in reached.items()},
-            draft.problem.judge.latency_s,
+_FIELD = {
+    "max_stage_p95": "max_stage_p95_s",
+    "end_to_end_p95": "end_to_end_p95_s",
+    "ttft_p95": "ttft_p95_s",
+}
+
+
+def _placed(
+    draft: Draft, stations: Sequence[Station]
+) -> tuple[dict[int, tuple[ReplicaGroup, ...]], tuple[Placement, ...]]:
+    """Each station's groups with the GPUs they take, and every pool's placement."""
+    pools = draft.task.pools
+    flat = [(station, group) for station in stations for group in station.groups]
+    requests = [
+        (group.pool, (station.model, group.replicas, group.shape.tp, group.shape.pp)) for station, group in flat
+    ]
+    sizes = [(pool.name, pool.gpus, pool.gpus_per_node) for pool in pools]
+    placements = place_in_pools(requests, sizes, spread=draft.task.goal.survive != "none")
+    left = [iter(placement.replicas) for placement in placements]
+    groups: dict[int, list[ReplicaGroup]] = {}
+    for station, group in flat:
+        problem, spec = draft.problem, draft.spec(station)
+        groups.setdefault(station.model, []).append(
+            ReplicaGroup(
+                count=group.replicas,
+                gpu=pools[group.pool].spec.name,
+                pool=pools[group.pool].name,
+                tp=group.shape.tp,
+                pp=group.shape.pp,
+                ep=1,
+                share=group.share,
+                capacity_per_s=group.detail["capacity_per_s"],
+                nodes=next(left[group.pool]),
+                max_num_seqs=problem.max_num_seqs,
+                max_batched_tokens=problem.max_batched_tokens,
+                max_model_len=spec.model.max_model_len,
+            )
         )
-    most = min(
-        draft.deployment[stage].replicas * detail["capacity_per_s"] / detail["reach"]
-        for stage, detail in reached.items()
+    return {model: tuple(made) for model, made in groups.items()}, placements
+
+
+def _stage(draft: Draft, station: Station, groups: tuple[ReplicaGroup, ...]) -> StagePlan:
+    spec, found = draft.spec(station), draft.found
+    simulated_s = draft.simulated.run.stage_p95_s if draft.simulated else {}
+    return StagePlan(
+        index=station.model,
+        model=spec.name,
+        weights=spec.weights,
+        kv_dtype=spec.kv_dtype,
+        gpus=station.gpus,
+        reach=float(found.subset.reach[found.subset.indexes.index(station.model), found.routing]),
+        rate_per_s=station.rate_per_s,
+        p95_s=simulated_s.get(station.model, station.p95_s),
+        utilization=station.utilization,
+        mean_batch=station.mean_batch,
+        replicas=groups,
     )
+
+
+def _judge(draft: Draft, station: Station | None, groups: dict[int, tuple[ReplicaGroup, ...]]) -> JudgePlan:
+    judge = draft.problem.judge
+    kind = judge.kind if station is not None or judge.kind != "hosted" else "external"
+    plan = JudgePlan(
+        kind=kind,  # type: ignore[arg-type]
+        latency_s=judge.latency_s,
+        usd_per_call=judge.usd_per_call,
+        simulated_auc=judge.simulated_auc,
+    )
+    if station is None:
+        return plan
+    spec = draft.spec(station)
+    return JudgePlan(
+        kind="hosted",
+        latency_s=judge.latency_s,
+        usd_per_call=judge.usd_per_call,
+        simulated_auc=judge.simulated_auc,
+        model=spec.name,
+        weights=spec.weights,
+        kv_dtype=spec.kv_dtype,
+        gpus=station.gpus,
+        rate_per_s=station.rate_per_s,
+        p95_s=station.p95_s,
+        utilization=station.utilization,
+        replicas=groups[station.model],
+    )
+
+
+def _predicted(
+    draft: Draft, stations: tuple[Station, ...], stages: tuple[StagePlan, ...], judge: JudgePlan
+) -> Predicted:
+    found, task, rate_per_s = draft.found, draft.task, draft.found.rate_per_s
+    grid, requests = found.subset.grid, found.subset.requests
+    slowest_s = max(station.p95_s for station in stations)
+    if draft.simulated is not None:
+        run = draft.simulated.run
+        slowest_s = max(run.stage_p95_s.values())
+        path_s = (run.p50_s, run.p95_s, run.ttft_p95_s)
+    else:
+        path_s = (
+            path_latency_s(draft.searches, found, stations, "end_to_end_p95", 0.5),
+            path_latency_s(draft.searches, found, stations, "end_to_end_p95", 0.95),
+            path_latency_s(draft.searches, found, stations, "ttft_p95", 0.95),
+        )
+    busiest = max(station.peak_utilization for station in stations)
+    cost = cost_usd_per_hour(stages, judge, draft.prices)
     return Predicted(
-        max_stage_p95_s=latency_s,
-        end_to_end_p50_s=path.p50_s,
-        end_to_end_p95_s=path.p95_s,
-        ttft_p95_s=path.ttft_p95_s,
-        quality=float(draft.grid.quality[draft.grid.combination(draft.routing)]),
-        quality_ci95=quality_ci95(requests, thresholds),
-        max_rate_per_s=float(most) * draft.max_utilization,
-        cost_usd_per_hour=_cost_usd_per_hour(draft, details),
+        max_stage_p95_s=slowest_s,
+        end_to_end_p50_s=path_s[0],
+        end_to_end_p95_s=path_s[1],
+        ttft_p95_s=path_s[2],
+        quality=found.quality,
+        quality_ci95=quality_ci95(requests, grid.thresholds(found.routing)),
+        max_rate_per_s=rate_per_s * task.goal.max_utilization / busiest,
+        cost_usd_per_hour=cost,
+        usd_per_request=usd_per_request(cost, rate_per_s),
+        energy_j_per_request=energy_j_per_request(
+            stages, judge, {pool.spec.name: pool.spec.power_w for pool in task.pools}, rate_per_s
+        ),
+        quality_lower=draft.quality_lower,
     )
 
 
-def _cost_usd_per_hour(draft: Draft, details: dict[int, _core.StageDetail]) -> float | None:
-    """Return the price of the GPUs that run and of the judge, who is asked by every stage but the last that runs."""
-    gpus_usd = draft.gpus_usd_per_hour(sum(choice.gpus for choice in draft.deployment))
-    if gpus_usd is None:
-        return None
-    judged = sum(detail["reach"] for stage, detail in details.items() if stage != max(details))
-    return gpus_usd + judged * draft.workload.rate_per_s * 3600 * draft.problem.judge.usd_per_call
-
-
-def _routing(draft: Draft) -> Routing:
-    requests = draft.workload.requests
-    thresholds = draft.grid.thresholds(draft.routing)
-    used = len(draft.running) - 1
+def _routing(found: Found, thresholds_used: int) -> Routing:
+    requests = found.subset.requests
+    thresholds = found.subset.grid.thresholds(found.routing)
     intervals = [
         (None if low <= 0 and not (requests.score[stage] < high).any() else low, high)
         for stage, (low, high) in enumerate(threshold_intervals(requests, thresholds))
     ]
-    return Routing("cascade", middle_thresholds(requests, thresholds)[:used], tuple(intervals[:used]))
-
-
-def _stage(draft: Draft, stage: int, detail: _core.StageDetail, placement: Placement, at: int) -> StagePlan:
-    problem, choice, shape = draft.problem, draft.deployment[stage], draft.shape(stage)
-    spec = problem.stages[stage]
-    simulated_s = draft.simulated.run.stage_p95_s if draft.simulated else {}
-    group = ReplicaGroup(
-        count=choice.replicas,
-        gpu=problem.gpu.name,
-        pool=POOL,
-        tp=shape.tp,
-        pp=shape.pp,
-        ep=1,
-        share=1.0,
-        capacity_per_s=detail["capacity_per_s"],
-        nodes=placement.replicas[at],
-        max_num_seqs=problem.max_num_seqs,
-        max_batched_tokens=problem.max_batched_tokens,
-        max_model_len=spec.model.max_model_len,
-    )
-    return StagePlan(
-        index=stage,
-        model=spec.name,
-        weights=spec.weights,
-        kv_dtype=spec.kv_dtype,
-        gpus=choice.replicas * shape.gpus,
-        reach=detail["reach"],
-        rate_per_s=detail["reach"] * draft.workload.rate_per_s,
-        p95_s=simulated_s.get(stage, detail["p95_s"]),
-        utilization=detail["utilization"],
-        mean_batch=detail["mean_batch"],
-        replicas=(group,),
-    )
+    middle = middle_thresholds(requests, thresholds)
+    return Routing("cascade", middle[:thresholds_used], tuple(intervals[:thresholds_used]))
 
 
 def _planned_workload(workload: Workload) -> PlannedWorkload:
@@ -235,61 +281,39 @@ def _planned_workload(workload: Workload) -> PlannedWorkload:
     )
 
 
-def _best_single_model(draft: Draft) -> SingleModel:
-    """Return the fastest single model that meets the floor, or the best one where none does."""
-    requests = draft.workload.requests
-    qualities = np.average(requests.quality, axis=1, weights=requests.weight)
-    options = []
-    for stage, quality in enumerate(qualities):
-        choice = draft.simulated.singles[stage] if draft.simulated else draft.search.single(stage, draft.gpus)
-        carries = math.isfinite(choice.latency_s)
-        options.append(
-            SingleModel(
-                model=draft.problem.stages[stage].name,
-                gpus=choice.gpus if carries else draft.gpus,
-                p95_s=choice.latency_s if carries else None,
-                quality=float(quality),
-                cost_usd_per_hour=draft.gpus_usd_per_hour(choice.gpus if carries else draft.gpus),
-                feasible=bool(carries and quality >= draft.q_min - QUALITY_SLACK),
-            )
-        )
-    feasible = [option for option in options if option.feasible]
-    if feasible:
-        return min(feasible, key=lambda option: option.p95_s or math.inf)
-    return max(options, key=lambda option: option.quality)
-
-
-def _warnings(draft: Draft, routing: Routing) -> tuple[str, ...]:
+def _warnings(draft: Draft, routing: Routing, models: Sequence[Station]) -> tuple[str, ...]:
     # Simulation takes the arrivals as they are.
-    found = [bursty_warning(draft.workload.arrivals) if draft.simulated is None else None]
-    for stage, threshold in enumerate(routing.thresholds):
+    found = [bursty_warning(draft.workload.arrivals) if draft.simulated is None else None, *draft.warnings]
+    for station, threshold in zip(models, routing.thresholds, strict=False):
         if math.isinf(threshold):
             found.append(
-                f"Stage {stage + 1} ({draft.problem.stages[stage].name}) accepts no answer, so every request waits for "
+                f"Stage {station.model + 1} ({draft.spec(station).name}) accepts no answer, so every request waits for "
                 "it in vain: plan the cascade without it and compare"
             )
-    statuses = {draft.problem.stages[stage].name: draft.status(stage) for stage in draft.running}
-    found += [
-        f"Step times of {name} are {status.level}: {status.reason}"
-        for name, status in statuses.items()
-        if status.level in ("transferred", "roofline")
+    for station in models:
+        weak = {group.status for group in station.groups if group.status.level in ("transferred", "roofline")}
+        found += [f"Step times of {draft.spec(station).name} are {s.level}: {s.reason}" for s in sorted(weak)]
+    return tuple(dict.fromkeys(sentence for sentence in found if sentence))
+
+
+def _calibration(draft: Draft, stations: Sequence[Station]) -> Calibration:
+    order = get_args(CalibrationStatus)
+    weakest = [
+        (draft.spec(station).name, max((group.status for group in station.groups), key=lambda s: order.index(s.level)))
+        for station in stations
     ]
-    return tuple(sentence for sentence in found if sentence)
-
-
-def _calibration(draft: Draft) -> Calibration:
-    stages = tuple(StageCalibration(draft.problem.stages[stage].name, *draft.status(stage)) for stage in draft.running)
-    weakest = max((stage.status for stage in stages), key=get_args(CalibrationStatus).index)
-    return Calibration(draft.problem.profile.name, weakest, stages)
+    stages = tuple(StageCalibration(name, *status) for name, status in weakest)
+    return Calibration(draft.problem.profile.name, max((stage.status for stage in stages), key=order.index), stages)
 
 
 def _provenance(draft: Draft) -> Provenance:
     problem = draft.problem
     inputs = problem.input_hashes()
-    if draft.workload is not problem.workload:
-        inputs["workload"] = draft.workload.content_hash()
-    catalog = {problem.gpu.name: problem.gpu.source} | {
-        stage.model.name: stage.model.source for stage in problem.stages
+    if draft.task.workload is not problem.workload:
+        inputs["workload"] = draft.task.workload.content_hash()
+    specs = [*problem.stages, *([problem.judge.hosted] if problem.judge.hosted is not None else [])]
+    catalog = {pool.spec.name: pool.spec.source for pool in problem.pools} | {
+        spec.model.name: spec.model.source for spec in specs
     }
     return Provenance(_version(), inputs, catalog)
 
@@ -300,29 +324,35 @@ def _version() -> str:
 
 
 def _solver(
-    draft: Draft, details: dict[int, _core.StageDetail], latency_s: float, elapsed_s: Callable[[], float]
+    draft: Draft, value: float | None, stations: Sequence[Station], elapsed_s: Callable[[], float]
 ) -> SolverReport:
-    proof, simulated = draft.proof, None
+    certificate, effort = draft.certificate, draft.certificate.effort
+    simulated = None
     if draft.simulated is not None:
         simulated = SimulatedLatency(
             requests=draft.simulated.requests,
             seed=draft.simulated.seed,
             runs=draft.simulated.found.simulations,
             screen=draft.simulated.found.screen,
-            formula_latency_s=max(detail["p95_s"] for detail in details.values()),
+            formula_latency_s=max(station.p95_s for station in stations),
         )
+    full, proof = draft.searches.subsets[0].grid, draft.proof
     return SolverReport(
-        method=draft.method,  # type: ignore[arg-type]
-        certificate=draft.certificate,
-        levels=tuple(len(levels) for levels in draft.grid.levels),
-        distinct_routings=draft.grid.distinct,
-        evaluated=draft.evaluated,
-        pruned=draft.pruned,
-        bound=latency_s if draft.proved else None,
-        gap=0.0 if draft.proved else None,
+        method=draft.task.goal.method,
+        certificate=certificate.text,
+        family=certificate.family,
+        subsets=effort.subsets,
+        levels=tuple(len(levels) for levels in full.levels),
+        distinct_routings=effort.distinct,
+        evaluated=effort.evaluated,
+        pruned=effort.pruned,
+        complete=effort.complete,
+        time_limit_s=draft.task.goal.time_limit_s,
+        bound=certificate.bound(value),
+        gap=certificate.gap(value),
         seconds=elapsed_s(),
-        highs=HighsProof(proof.status, proof.latency_s, proof.columns, proof.seconds),
-        trace=tuple(_iteration(draft.grid, step) for step in draft.rounds),
+        highs=None if proof is None else HighsProof(proof.status, proof.latency_s, proof.columns, proof.seconds),
+        trace=tuple(_iteration(draft.found.subset.grid, step) for step in draft.rounds),
         simulated=simulated,
     )
 

@@ -164,8 +164,6 @@ def _body(plan: Plan) -> dict[str, Any]:
     }
     trace = [{**_shallow(step), "thresholds": _named(step.thresholds)} for step in plan.solver.trace]
     body["solver"] = {**_shallow(plan.solver), "trace": trace}
-    if plan.solver.simulated is None:  # a later field: plans without it keep the bytes and the id they had
-        del body["solver"]["simulated"]
     return body
 
 

@@ -35,8 +35,8 @@ def find_problem(plan: Plan, path: Path) -> Path:
     names = [name for name in inputs if Path(name).suffix in _SUFFIXES]
     if "workload" in inputs or not names:
         raise InputError(
-            f"{path} was made from a problem in memory, which no file holds; give one with --problem, or simulate in "
-            "Python with cascadia_fast.simulate"
+            f"{path} was made from a problem in memory, which no file holds; give one with --problem, or use it in "
+            "Python"
         )
     folders = list(dict.fromkeys(folder.resolve() for folder in (path.parent, Path())))
     beside = [file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in _SUFFIXES]

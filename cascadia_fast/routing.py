@@ -27,10 +27,11 @@ Levels = Sequence[Sequence[float] | FloatArray] | Literal["distinct"] | None
 
 QUALITY_SLACK = 1e-9  # points by which a mean may miss a floor and still meet it: sums round
 OWN_CELL_REQUESTS = 512  # up to here a sample is so small that binning its lengths would lose more than it saves
-FINE_STAGES = 3  # cascades up to here get all of 0 … 100 and never, longer ones at most COARSE_COMBINATIONS
+FINE_STAGES = 4  # cascades up to here get all of 0 … 100 and never, longer ones at most COARSE_COMBINATIONS
 COARSE_COMBINATIONS = 20_000
+MAX_COMBINATIONS = 1 << 22
 ROUNDING = 1e-9  # relative, of a variance made of sums
-GRID_ENTRIES = 1 << 24  # combinations × length cells of the last stage: 128 MiB
+TABULATED_ENTRIES = 1 << 24  # combinations × length cells of a stage: 128 MiB; beyond, rows are made when asked for
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,7 +55,7 @@ class LengthCells:
     spread_out: FloatArray
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class BinnedRequests:
     """What stays of scored requests when only their weights or qualities change: score bins and length cells.
 
@@ -66,6 +67,16 @@ class BinnedRequests:
     rows: tuple[IndexArray, ...]
     cells: tuple[LengthCells, ...]
 
+    @cached_property
+    def escalates(self) -> IndexArray:
+        """Shape (n, C - 1): the lowest level of each threshold at which a request that gets there moves on."""
+        steps = [
+            after - before * level.size
+            for before, after, level in zip(self.rows[:-1], self.rows[1:], self.levels, strict=True)
+        ]
+        n = self.rows[0].size
+        return _sealed(np.ascontiguousarray(np.stack(steps, axis=1) if steps else np.empty((n, 0), np.int32), np.int32))
+
 
 @dataclass(frozen=True, eq=False)
 class RoutingGrid:
@@ -75,11 +86,14 @@ class RoutingGrid:
     ----------
     levels
         C - 1 ascending arrays, L_i levels each; the last level is ``inf``: no score is enough ("never").
-    cells
-        The length cells of each of the C stages.
+    bins
+        The requests' score bins and the length cells of each of the C stages.
     cell_weight
         C arrays. That of stage i has shape (L_1·…·L_i, K_i), in C order over the thresholds before the stage: the
         share of all requests that reaches the stage and lies in the cell, so that a row's sum is the stage's reach.
+        That of the last stage is empty where it would be too large: whoever needs a row sums `bins` over it.
+    reach
+        C arrays of shape (L_1·…·L_i,): the share of all requests that reaches the stage.
     quality
         Shape (L_1·…·L_{C-1},): mean quality of the answers served, 0 to 100.
     routings
@@ -88,10 +102,16 @@ class RoutingGrid:
     """
 
     levels: tuple[FloatArray, ...]
-    cells: tuple[LengthCells, ...]
+    bins: BinnedRequests
     cell_weight: tuple[FloatArray, ...]
+    reach: tuple[FloatArray, ...]
     quality: FloatArray
     routings: IndexArray
+
+    @property
+    def cells(self) -> tuple[LengthCells, ...]:
+        """The length cells of each of the C stages."""
+        return self.bins.cells
 
     @property
     def distinct(self) -> int:
@@ -109,8 +129,12 @@ class RoutingGrid:
     @cached_property
     def combinations(self) -> NDArray[np.intp]:
         """Shape (R,): the row of `quality` of every distinct routing."""
+        return self.rows(len(self.levels))
+
+    def rows(self, stage: int) -> NDArray[np.intp]:
+        """Return, shape (R,), the row of `reach` and `cell_weight` of a stage for every distinct routing."""
         rows = np.zeros(self.distinct, np.intp)
-        for levels, k in zip(self.levels, self.routings.T, strict=True):
+        for levels, k in zip(self.levels[:stage], self.routings.T[:stage], strict=True):
             rows = rows * len(levels) + k
         return rows
 
@@ -160,7 +184,17 @@ def length_cells(input_tokens: FloatArray, output_tokens: FloatArray, weight: Fl
     return LengthCells(_sealed(means[0]), _sealed(means[1]), _sealed(cell_of), _sealed(spread))
 
 
-def routing_grid(requests: ScoredRequests, levels: Levels = None) -> RoutingGrid:
+def all_cells(requests: ScoredRequests) -> tuple[LengthCells, ...]:
+    """Return the length cells of every model of the requests."""
+    return tuple(
+        length_cells(tokens_in, tokens_out, requests.weight)
+        for tokens_in, tokens_out in zip(requests.input_tokens, requests.output_tokens, strict=True)
+    )
+
+
+def routing_grid(
+    requests: ScoredRequests, levels: Levels = None, cells: tuple[LengthCells, ...] | None = None
+) -> RoutingGrid:
     """Evaluate the routing of every combination of threshold levels.
 
     Parameters
@@ -168,35 +202,35 @@ def routing_grid(requests: ScoredRequests, levels: Levels = None) -> RoutingGrid
     requests
         Scored requests of a cascade of C models.
     levels
-        None: 0, 1, …, 100 and never; from four models on, evenly spaced levels and never that make at most 20,000
+        None: 0, 1, …, 100 and never; from five models on, evenly spaced levels and never that make at most 20,000
         combinations. ``"distinct"``: the distinct scores of each stage and never, hence every possible routing.
         Otherwise C - 1 ascending sequences of levels; "never" (``inf``) is added where it is missing.
+    cells
+        The requests' `all_cells`, where they are known.
 
     Raises
     ------
     InputError
         When the levels are malformed or the grid would be too large.
     """
-    return grid_of_bins(requests, bin_requests(requests, levels))
+    return grid_of_bins(requests, bin_requests(requests, levels, cells))
 
 
-def bin_requests(requests: ScoredRequests, levels: Levels = None) -> BinnedRequests:
-    """Cut lengths into cells and scores into bins; for `levels` and errors see `routing_grid`."""
+def bin_requests(
+    requests: ScoredRequests, levels: Levels = None, cells: tuple[LengthCells, ...] | None = None
+) -> BinnedRequests:
+    """Cut lengths into cells and scores into bins; for the arguments and errors see `routing_grid`."""
     chosen = _threshold_levels(requests, levels)
-    cells = tuple(
-        length_cells(tokens_in, tokens_out, requests.weight)
-        for tokens_in, tokens_out in zip(requests.input_tokens, requests.output_tokens, strict=True)
-    )
     combinations = math.prod(level.size for level in chosen)
-    if combinations * cells[-1].tokens_in.size > GRID_ENTRIES:
+    if combinations > MAX_COMBINATIONS:
         raise InputError(
-            f"levels make {combinations:,} threshold combinations of {cells[-1].tokens_in.size} length cells, "
-            f"more than {GRID_ENTRIES:,} numbers; give fewer levels, or leave them out for 0 … 100"
+            f"levels make {combinations:,} threshold combinations, more than {MAX_COMBINATIONS:,}; give fewer levels, "
+            "or leave them out for 0 … 100"
         )
     rows = [np.zeros(requests.size, np.int32)]
     for score, level in zip(requests.score, chosen, strict=False):
         rows.append(_extended_rows(rows[-1], score, level))
-    return BinnedRequests(chosen, tuple(_sealed(row) for row in rows), cells)
+    return BinnedRequests(chosen, tuple(_sealed(row) for row in rows), cells or all_cells(requests))
 
 
 def grid_of_bins(requests: ScoredRequests, bins: BinnedRequests) -> RoutingGrid:
@@ -207,30 +241,46 @@ def grid_of_bins(requests: ScoredRequests, bins: BinnedRequests) -> RoutingGrid:
     total = float(requests.weight.sum())
     quality = np.zeros(lengths)
     distinct = np.ones((), np.bool_)
-    cell_weight = []
+    cell_weight, reach = [], []
     for stage, (rows, cells) in enumerate(zip(bins.rows, bins.cells, strict=True)):
         axes = lengths[:stage]
-        sums = np.zeros((math.prod(axes), cells.tokens_in.size))
-        gains = np.zeros(len(sums))
-        occupied = np.zeros(len(sums), np.bool_)
+        combinations, width = math.prod(axes), cells.tokens_in.size
         # What moving on changes: with it, the quality of a combination is a sum over the stages' own grids.
         gain = requests.quality[stage] - requests.quality[stage - 1] if stage else requests.quality[0]
-        kernels.scatter_requests(rows, cells.cell_of, requests.weight, gain, sums, gains, occupied)
-        kernels.accumulate_cells(sums, np.array(axes or (1,)), total)
+        if combinations * width <= TABULATED_ENTRIES:
+            sums = np.zeros((combinations, width))
+            gains = np.zeros(combinations)
+            occupied = np.zeros(combinations, np.bool_)
+            kernels.scatter_requests(rows, cells.cell_of, requests.weight, gain, sums, gains, occupied)
+            kernels.accumulate_cells(sums, np.array(axes or (1,)), total)
+            reached = sums.sum(axis=1)
+        else:
+            sums = np.empty((0, width))
+            gains = np.bincount(rows, requests.weight * gain, combinations).astype(np.float64)
+            occupied = np.bincount(rows, minlength=combinations) > 0
+            arrived = np.bincount(rows, requests.weight, combinations).astype(np.float64)
+            reached = _accumulated(arrived, axes).ravel() / total
         cell_weight.append(_sealed(sums))
-        gains = gains.reshape(axes)
-        for axis in range(stage):
-            gains = gains.cumsum(axis)
-        quality += gains.reshape(axes + (1,) * (len(lengths) - stage))
+        reach.append(_sealed(reached))
+        quality += _accumulated(gains, axes).reshape(axes + (1,) * (len(lengths) - stage))
         if stage:
             distinct = distinct[..., None] & _changes_routing(occupied.reshape(axes))
     return RoutingGrid(
         levels=bins.levels,
-        cells=bins.cells,
+        bins=bins,
         cell_weight=tuple(cell_weight),
+        reach=tuple(reach),
         quality=_sealed(quality.ravel() / total),
         routings=_sealed(np.argwhere(distinct).astype(np.int32)),
     )
+
+
+def _accumulated(sums: FloatArray, axes: tuple[int, ...]) -> FloatArray:
+    """Sums over all bins up to each level, along every axis."""
+    sums = sums.reshape(axes)
+    for axis in range(len(axes)):
+        sums = sums.cumsum(axis)
+    return sums
 
 
 def _changes_routing(occupied: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -281,8 +331,11 @@ def _threshold_levels(requests: ScoredRequests, levels: Levels) -> tuple[FloatAr
 
 
 def _default_levels(thresholds: int) -> FloatArray:
-    if thresholds < FINE_STAGES:
-        return _sealed(np.append(np.arange(101.0), np.inf))
+    return _sealed(np.append(np.arange(101.0), np.inf)) if thresholds < FINE_STAGES else coarse_levels(thresholds)
+
+
+def coarse_levels(thresholds: int) -> FloatArray:
+    """Return evenly spaced levels and never, for each of the thresholds, that make at most 20,000 combinations."""
     count = 2
     while (count + 1) ** thresholds <= COARSE_COMBINATIONS:
         count += 1

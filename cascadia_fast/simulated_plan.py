@@ -48,7 +48,8 @@ def plan_by_simulation(
     grid: RoutingGrid,
     workload: Workload,
     fleet: Fleet,
-    start: _core.ExactResult,
+    start: Sequence[_core.Choice],
+    start_routing: int,
     *,
     gpus: int,
     quality_floor: float,
@@ -65,7 +66,7 @@ def plan_by_simulation(
         The formula on the workload, and where thresholds send its requests.
     fleet
         Per stage the candidate engines.
-    start
+    start, start_routing
         The formula's optimum.
     gpus, quality_floor, max_utilization, previous_gpus
         What plans must keep to and are compared by.
@@ -79,9 +80,9 @@ def plan_by_simulation(
     NoPlanError
         No allocation that the formula allows keeps up in simulation.
     """
-    replay = Replay.of(workload, max(choice.latency_s for choice in start.stages))
+    replay = Replay.of(workload, max(choice.latency_s for choice in start))
     simulated = SimulatedSearch(search, grid, replay, fleet, max_utilization, threads)
-    found = simulated.exact(gpus, quality_floor, tuple(start.stages), start.routing, previous_gpus)
+    found = simulated.exact(gpus, quality_floor, tuple(start), start_routing, previous_gpus)
     if found is None:
         raise NoPlanError(
             f"no allocation of {gpus:,} GPUs keeps up with {workload.rate_per_s:,.3g} requests/s in simulation, though "

@@ -280,11 +280,17 @@ class SimulatedSearch:
             longest_bytes = np.max(replica.kv_bytes(cells.tokens_in + cells.tokens_out))
             if longest_bytes > replica.kv_capacity_bytes or replica.shape.gpus > gpus:
                 continue
-            load = self._search.evaluate(routing, stage, shape, 1)["utilization"] / self._max_utilization
+            load = self._formula(routing, stage, shape, 1)["utilization"] / self._max_utilization
             for replicas in range(max(1, math.ceil(load)), gpus // replica.shape.gpus + 1):
-                formula_s = self._search.evaluate(routing, stage, shape, replicas)["p95_s"]
+                formula_s = self._formula(routing, stage, shape, replicas)["p95_s"]
                 candidates.append(Candidate(replicas * replica.shape.gpus, shape, replicas, formula_s))
         return StageTable(candidates, self.costs[stage], StageTraffic(self._replay, stage, reaches))
+
+    def _formula(self, routing: int, stage: int, shape: int, replicas: int) -> _core.StageDetail:
+        gpus = replicas * self._fleet[stage][shape].shape.gpus
+        return self._search.evaluate(
+            routing, stage, _core.Choice(shape=shape, replicas=replicas, gpus=gpus, latency_s=0.0)
+        )
 
     def _formula_s(self, routing: int, gpus: int) -> float | None:
         """The formula's optimum of a routing; None where the GPUs do not carry it."""

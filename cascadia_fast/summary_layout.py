@@ -18,10 +18,10 @@ _FILE_WIDTH = 120
 _MIN_TEXT = 6
 _GAP = "  "
 # On narrow screens these columns go first, and the last of them only where texts would get shorter than this.
-_DISPENSABLE = ("batch", "weights", "not idle", "queue p95", "rate", "utilised")
+_DISPENSABLE = ("of each model", "batch", "weights", "not idle", "queue p95", "rate", "utilised")
 _SHORT_TEXT = 16
 # Names of models differ at their ends, so they are cut in the middle.
-_NAMES = ("model", "deployment")
+_NAMES = ("model", "models", "deployment", "instead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +99,10 @@ def plain(report: Report, width: int) -> str:
     """The report as text of at most `width` columns, except commands, which stay whole to be copied."""
     width = max(width, _MIN_WIDTH)
     indent = " " * _LABEL_WIDTH
-    lines = [*_wrap(report.title, width), "", *_lines(report.stages, width), ""]
+    lines = [*wrap(report.title, width), "", *table_lines(report.stages, width), ""]
     for label, text in report.facts:
-        lines += _wrap(text, width, initial_indent=label.ljust(_LABEL_WIDTH), subsequent_indent=indent)
-    lines += ["", *_lines(report.versus, width), "", *_wrap(report.verdict, width), "", "Next:"]
+        lines += wrap(text, width, initial_indent=label.ljust(_LABEL_WIDTH), subsequent_indent=indent)
+    lines += ["", *table_lines(report.versus, width), "", *wrap(report.verdict, width), "", "Next:"]
     commands = max((len(line) for line, _ in report.commands), default=0)
     for line, why in report.commands:
         beside = 4 + commands + len(why) <= width
@@ -110,20 +110,23 @@ def plain(report: Report, width: int) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
-def _wrap(text: str, width: int, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
-    """Wrapped lines that keep a number and its unit together."""
+def wrap(text: str, width: int, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
+    """Wrapped lines that keep a number and its unit, and the names of models, together."""
     glued = re.sub(r"(?<=\d) (?=\S)", "\N{NO-BREAK SPACE}", text)
-    lines = textwrap.wrap(glued, width, initial_indent=initial_indent, subsequent_indent=subsequent_indent)
+    lines = textwrap.wrap(
+        glued, width, initial_indent=initial_indent, subsequent_indent=subsequent_indent, break_on_hyphens=False
+    )
     return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
-def _lines(table: Table, width: int) -> Iterator[str]:
+def table_lines(table: Table, width: int) -> Iterator[str]:
+    """Lines of a table in at most `width` columns, as far as it can be narrowed."""
     table = table.fitted(width, len(_GAP))
     widths = table.widths()
     left = [name in table.left for name in table.header]
     for row in (table.header, *table.rows):
         cells = zip(row, widths, left, strict=True)
-        yield _GAP.join(cell.ljust(size) if is_left else cell.rjust(size) for cell, size, is_left in cells)
+        yield _GAP.join(cell.ljust(size) if is_left else cell.rjust(size) for cell, size, is_left in cells).rstrip()
 
 
 def _clipped(cell: str, width: int) -> str:
@@ -150,20 +153,21 @@ def draw(report: Report, file: IO[str]) -> None:
     # Rich falls back to ASCII boxes by itself, but not to ASCII text.
     text = str if encodable("×…–µ→", file) else to_ascii
     console.print(Text(text(report.title), style="bold"))
-    console.print(_rich(report.stages, console.width, text))
+    console.print(rich_table(report.stages, console.width, text))
     for label, fact in report.facts:
         style = "yellow" if label == "warning" else ""
-        wrapped = _wrap(text(fact), max(console.width, _MIN_WIDTH) - _LABEL_WIDTH)
+        wrapped = wrap(text(fact), max(console.width, _MIN_WIDTH) - _LABEL_WIDTH)
         for number, line in enumerate(wrapped):
             console.print(Text.assemble(((label if number == 0 else "").ljust(_LABEL_WIDTH), "dim"), (line, style)))
-    console.print(_rich(report.versus, console.width, text))
+    console.print(rich_table(report.versus, console.width, text))
     console.print(Text(text(report.verdict)))
     console.print(Text("\nNext:", style="bold"))
     for line, why in report.commands:
         console.print(Text.assemble("  ", (text(line), "cyan"), "  ", (text(why), "dim")), soft_wrap=True)
 
 
-def _rich(table: Table, width: int, text: Callable[[str], str]) -> rich.table.Table:
+def rich_table(table: Table, width: int, text: Callable[[str], str]) -> rich.table.Table:
+    """Return a table as rich draws it; `text` says how each cell is encoded."""
     from rich import box
     from rich.table import Table as RichTable
 
@@ -171,9 +175,9 @@ def _rich(table: Table, width: int, text: Callable[[str], str]) -> rich.table.Ta
     drawn = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, len(_GAP) - 1, 0, 0))
     for name in table.header:
         if name in table.left:
-            drawn.add_column(name, no_wrap=True)
+            drawn.add_column(text(name), no_wrap=True)
         else:
-            drawn.add_column(name, justify="right", no_wrap=True)
+            drawn.add_column(text(name), justify="right", no_wrap=True)
     for row in table.rows:
         drawn.add_row(*map(text, row))
     return drawn

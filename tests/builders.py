@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -25,11 +26,19 @@ from cascadia_fast.blueprint import (
 from cascadia_fast.placement import Replica, place
 
 
-def group(count: int, tp: int, pp: int, nodes: tuple[Replica, ...], share: float = 1.0) -> ReplicaGroup:
+def group(
+    count: int,
+    tp: int,
+    pp: int,
+    nodes: tuple[Replica, ...],
+    share: float = 1.0,
+    gpu: str = "h100-sxm-80gb",
+    pool: str = "h100-sxm-80gb",
+) -> ReplicaGroup:
     return ReplicaGroup(
         count=count,
-        gpu="h100-sxm-80gb",
-        pool="h100-sxm-80gb",
+        gpu=gpu,
+        pool=pool,
         tp=tp,
         pp=pp,
         ep=1,
@@ -68,26 +77,36 @@ def deepseek_plan(**changes: Any) -> Plan:
     fields: dict[str, Any] = {
         "status": "optimal",
         "objective": "max_stage_p95",
+        "objective_value": 135.0,
+        "latency_metric": "max_stage_p95",
         "latency_s": 135.0,
         "q_min": 80.0,
+        "q_confidence": None,
+        "slo_s": None,
+        "slo_metric": None,
+        "budget_usd_per_hour": None,
+        "survive": "none",
         "max_utilization": 0.9,
         "paper_strict": False,
-        "predicted": Predicted(135.0, 92.5, 241.7, 1.9, 80.392, (74.1, 86.0), 2.71, 64.8),
+        "predicted": Predicted(135.0, 92.5, 241.7, 1.9, 80.392, (74.1, 86.0), 2.71, 64.8, 0.012, 11107.0),
         "routing": Routing("cascade", (87.0, math.inf), ((86.0, 88.0), (None, math.inf))),
         "stages": stages,
         "skipped_models": (),
         "judge": JudgePlan("external", 0.27, 0.0, None),
-        "idle_gpus": placement.idle,
-        "pools": (Pool("h100-sxm-80gb", "h100-sxm-80gb", 32, 8, 2.4),),
+        "pools": (Pool("h100-sxm-80gb", "h100-sxm-80gb", 32, 8, 2.4, placement.idle),),
         "workload": PlannedWorkload(51, 51.0, 1.5, "mean", 1.0, 1.09, {"1": 1.4, "10": 4.5, "60": 16.0}),
         "best_single_model": SingleModel("deepseek-r1", 32, 180.0, 86.3, 76.8, True),
         "solver": SolverReport(
             method="exact",
             certificate="optimal for this model, this grid and this sample",
+            family="homogeneous",
+            subsets=1,
             levels=(102, 102),
             distinct_routings=203,
             evaluated=18,
             pruned=185,
+            complete=True,
+            time_limit_s=None,
             bound=135.0,
             gap=0.0,
             seconds=0.0042,
@@ -107,12 +126,70 @@ def deepseek_plan(**changes: Any) -> Plan:
     return Plan(**{**fields, **changes})
 
 
+def two_pools_plan(**changes: Any) -> Plan:
+    """A plan of everything at once: two pools, two shapes at a stage, a hosted judge, constraints and a gap."""
+    plan = deepseek_plan()
+    small, large, huge = (dataclasses.replace(stage, replicas=_moved(stage.replicas)) for stage in plan.stages)
+    (judge_nodes,) = place([(0, 1, 1, 1)], gpus=8, gpus_per_node=8).replicas
+    small_l40s = dataclasses.replace(large.replicas[1], nodes=(((0, 1, 1),), ((0, 2, 1),)), pool="l40s", gpu="l40s")
+    fields: dict[str, Any] = {
+        "status": "feasible",
+        "objective": "min_cost",
+        "objective_value": 70.2,
+        "latency_metric": "end_to_end_p95",
+        "latency_s": 241.7,
+        "q_confidence": 0.95,
+        "slo_s": 260.0,
+        "slo_metric": "end_to_end_p95",
+        "budget_usd_per_hour": 90.0,
+        "survive": "replica",
+        "predicted": dataclasses.replace(plan.predicted, cost_usd_per_hour=70.2, quality_lower=80.05),
+        "stages": (small, dataclasses.replace(large, replicas=(large.replicas[0], small_l40s)), huge),
+        "skipped_models": ("qwen2.5-32b",),
+        "judge": JudgePlan(
+            kind="hosted",
+            latency_s=0.0,
+            usd_per_call=0.0,
+            simulated_auc=None,
+            model="llama-3.1-8b",
+            weights="fp8",
+            kv_dtype="bf16",
+            gpus=1,
+            rate_per_s=2.47,
+            p95_s=0.27,
+            utilization=0.31,
+            replicas=(group(1, 1, 1, judge_nodes, pool="l40s", gpu="l40s"),),
+        ),
+        "pools": (
+            Pool("h100", "h100-sxm-80gb", 32, 8, 2.4, ((3, 1, 7),)),
+            Pool("l40s", "l40s", 8, 8, 0.9, ((0, 3, 5),)),
+        ),
+        "solver": dataclasses.replace(
+            plan.solver,
+            certificate="the best found in 60 s, on all pools",
+            family="pooled",
+            subsets=15,
+            complete=False,
+            time_limit_s=60.0,
+            bound=69.9,
+            gap=(70.2 - 69.9) / 70.2,
+            highs=HighsProof("optimal", 70.2, 3, 0.0005),
+        ),
+    }
+    return deepseek_plan(**{**fields, **changes})
+
+
+def _moved(groups: tuple[ReplicaGroup, ...]) -> tuple[ReplicaGroup, ...]:
+    return tuple(dataclasses.replace(group, pool="h100") for group in groups)
+
+
 def one_stage_plan(**changes: Any) -> Plan:
     """The smallest plan there is: one model, no thresholds, latency unknown."""
     (replicas,) = place([(0, 1, 1, 1)], gpus=1, gpus_per_node=1).replicas
     return deepseek_plan(
         **{
             "status": "unstable",
+            "objective_value": None,
             "latency_s": None,
             "predicted": Predicted(None, None, None, None, 61.0, (60.0, 62.0), 0.5, None),
             "routing": Routing("cascade", (), ()),
@@ -120,7 +197,7 @@ def one_stage_plan(**changes: Any) -> Plan:
                 StagePlan(0, "tiny", "bf16", "bf16", 1, 1.0, 1.5, None, 1.2, None, (group(1, 1, 1, replicas),)),
             ),
             "skipped_models": ("deepseek-r1",),
-            "idle_gpus": (),
+            "pools": (Pool("h100-sxm-80gb", "h100-sxm-80gb", 1, 1, None),),
             "best_single_model": None,
             "warnings": (),
             **changes,
@@ -133,10 +210,14 @@ def alternating_report() -> SolverReport:
     return SolverReport(
         method="alternating",
         certificate="none: the gap of the alternating method is unknown",
+        family="homogeneous",
+        subsets=1,
         levels=(102, 102),
         distinct_routings=203,
         evaluated=406,
         pruned=0,
+        complete=True,
+        time_limit_s=None,
         bound=None,
         gap=None,
         seconds=0.01,

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.brute_force import Cascade, best_plan
+from numpy.typing import NDArray
+from reference.brute_force import Cascade, Wanted, best_plan
 from test_search import FLEETS, scored_requests
 
 from cascadia_fast import _core
 from cascadia_fast.alternating import Round, Settings, alternate
-from cascadia_fast.errors import InputError
 from cascadia_fast.planner import Planner
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, proportional_start, routing_grid, span_of
@@ -57,6 +57,10 @@ def loops(draw: st.DrawFn) -> Loop:
     return run(cascade, grid, draw(st.integers(4, 14)), q_min, settings)
 
 
+def meeting(loop: Loop) -> NDArray[np.int64]:
+    return np.flatnonzero([meets(loop, routing) for routing in range(loop.grid.distinct)])
+
+
 def meets(loop: Loop, routing: int) -> bool:
     return loop.cascade.quality_of(routing) >= loop.q_min - 1e-9
 
@@ -77,7 +81,7 @@ def latency_s(loop: Loop, routing: int, deployment: Sequence[_core.Choice]) -> f
 def test_the_trace_can_be_followed(loop: Loop) -> None:
     """Each round deploys best for its routing and routes best for its deployment; it stops as it says it does."""
     search, left = loop.cascade.search(), list(loop.rounds)
-    for start in (loop.settings.start, search.lightest(loop.q_min)):
+    for start in (loop.settings.start, search.lightest(candidates=meeting(loop))):
         routing, mu_s, objectives = start, loop.settings.mu_s, []
 
         def objective(routing: int, worst_s: float, mu_s: float) -> float:
@@ -113,7 +117,7 @@ def test_the_trace_can_be_followed(loop: Loop) -> None:
 @settings(max_examples=40)
 @given(loops())
 def test_the_second_start_meets_the_floor(loop: Loop) -> None:
-    lightest = loop.cascade.search().lightest(loop.q_min)
+    lightest = loop.cascade.search().lightest(candidates=meeting(loop))
     assert meets(loop, lightest)
 
 
@@ -121,7 +125,7 @@ def test_the_second_start_meets_the_floor(loop: Loop) -> None:
 @given(loops())
 def test_it_returns_its_best_round_and_never_beats_exact(loop: Loop) -> None:
     met = [step for step in loop.rounds if meets(loop, step.routing)]
-    found = loop.cascade.search().exact(loop.gpus, loop.q_min)
+    found = loop.cascade.search().exact(candidates=meeting(loop), gpus=np.array([loop.gpus], np.int32))
     if not met:
         assert loop.best is None
         return
@@ -141,7 +145,7 @@ def test_exact_finds_plans_where_the_loop_finds_none() -> None:
         start = grid.routing_of(requests, proportional_start(requests, grid.levels))
         q_min = float(np.quantile(grid.quality[grid.combinations], 0.7))
         loop = run(cascade, grid, 12, q_min, Settings(start, span_of(requests)))
-        best = best_plan(cascade, 12, q_min)
+        best = best_plan(cascade, cascade.candidates(q_min), Wanted(12))
         if best is None:
             assert loop.best is None
         elif loop.best is None:
@@ -160,7 +164,7 @@ def test_a_start_that_cannot_be_deployed_falls_back_to_the_lightest_routing() ->
     everyone_everywhere = grid.distinct - 1
     assert not cascade.search().deploy(everyone_everywhere, 12)
     loop = run(cascade, grid, 12, 0.0, Settings(everyone_everywhere, span_of(requests)))
-    assert loop.rounds[0].routing == cascade.search().lightest(0.0)
+    assert loop.rounds[0].routing == cascade.search().lightest(candidates=meeting(loop))
     assert loop.rounds[0].routing != everyone_everywhere
     assert loop.best is not None
     assert loop.best.latency_s == latency_s(loop, loop.best.routing, loop.best.deployment)
@@ -200,13 +204,13 @@ def four_stages() -> Problem:
     return Problem.from_dict(fields).replace(workload=Workload.build(requests, Arrivals.from_rate(4.0)))
 
 
-def test_four_stages_alternate_and_exact_refuses() -> None:
+def test_four_stages_alternate_and_exact_is_no_worse() -> None:
     planner = Planner(four_stages())
-    with pytest.raises(
-        InputError, match="method exact plans up to 3 stages and the cascade has 4; use method alternating"
-    ):
-        planner.plan()
     plan = planner.plan(method="alternating")
+    exact = planner.plan()
+    assert exact.status == "optimal"
+    assert exact.solver.levels == (102, 102, 102)
+    assert (exact.latency_s or 0) <= (plan.latency_s or 0)
     assert plan.status == "feasible"
     assert "unknown" in plan.solver.certificate
     assert (plan.solver.bound, plan.solver.gap) == (None, None)

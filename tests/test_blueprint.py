@@ -6,22 +6,36 @@ import dataclasses
 import json
 import math
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from builders import alternating_report, deepseek_plan, one_stage_plan
+from builders import alternating_report, deepseek_plan, one_stage_plan, two_pools_plan
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadia_fast.blueprint import HighsProof, Plan, PlannedWorkload, Predicted, Provenance, Routing
+from cascadia_fast import schema, summary_units
+from cascadia_fast.blueprint import (
+    HighsProof,
+    Metric,
+    Objective,
+    Plan,
+    PlannedWorkload,
+    Predicted,
+    Provenance,
+    Routing,
+    Survive,
+)
 from cascadia_fast.errors import InputError
 
 PLANS = {
     "deepseek": deepseek_plan(),
     "one stage": one_stage_plan(),
     "alternating": deepseek_plan(status="feasible", solver=alternating_report()),
+    "two pools": two_pools_plan(),
 }
 
 
@@ -44,8 +58,10 @@ def test_write_read_write_is_byte_identical(name: str, tmp_path: Path) -> None:
 )
 def test_any_number_survives(rate: float, quality: float, latency_s: float | None, threshold: float) -> None:
     plan = deepseek_plan(
+        objective_value=latency_s,
         latency_s=latency_s,
-        predicted=Predicted(latency_s, None, 1e-300, 0.1, quality, (quality, 5e-324), min(rate, 1e12), None),
+        solver=alternating_report(),
+        predicted=Predicted(latency_s, None, 1e-300, 0.1, quality, (quality, 5e-324), min(rate, 1e12), None, quality),
         routing=Routing("cascade", (threshold, threshold), ((None, threshold), (0.1, math.inf))),
     )
     text = plan.to_json()
@@ -57,7 +73,7 @@ def test_any_number_survives(rate: float, quality: float, latency_s: float | Non
 
 def test_json_has_the_documented_fields() -> None:
     document = json.loads(PLANS["deepseek"].to_json())
-    assert list(document)[:5] == ["schema_version", "plan_id", "status", "objective", "latency_s"]
+    assert list(document)[:5] == ["schema_version", "plan_id", "status", "objective", "objective_value"]
     assert document["routing"] == {
         "kind": "cascade",
         "thresholds": [87.0, "never"],
@@ -75,6 +91,9 @@ def test_json_has_the_documented_fields() -> None:
         "quality_ci95",
         "max_rate_per_s",
         "cost_usd_per_hour",
+        "usd_per_request",
+        "energy_j_per_request",
+        "quality_lower",
     }
 
 
@@ -102,6 +121,7 @@ def test_plan_id_ignores_timings_and_nothing_else() -> None:
 def test_numpy_numbers_become_plain_and_unbounded_ones_none() -> None:
     plan = deepseek_plan(
         q_min=80,
+        objective_value=np.float64(np.inf),
         latency_s=np.float64(np.inf),
         workload=PlannedWorkload(np.int64(51), np.float32(51), 1.5, "mean", 0.0, 1.0, {60: np.float64(16)}),  # type: ignore[arg-type, dict-item]
     )
@@ -128,7 +148,7 @@ def edited(path: tuple[Any, ...], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "schema_version 2"),
+        (("schema_version",), 1, "schema_version 1 and this version of cascadia-fast reads 2; plan again"),
         (("schema_version",), True, "schema_version True"),
         (("schema_version",), ..., "no schema_version"),
         (("objectve",), "x", "unknown field 'objectve'; did you mean 'objective'"),
@@ -148,6 +168,33 @@ def edited(path: tuple[Any, ...], value: Any) -> bytes:
         (("provenance", "inputs"), [], "plan.provenance.inputs is []; give an object"),
         (("stages", 0, "replicas", 0, "nodes", 0, 0), [0, 0], "has 2 entries; give 3"),
         (("stages", 1, "replicas", 1, "nodes"), [], "places 1 of 3 replicas"),
+        (
+            ("objective",),
+            "min_latency",
+            "plan.objective is 'min_latency'; give one of 'max_stage_p95', 'end_to_end_p95'",
+        ),
+        (("objective",), "ttft_p95", "plan.latency_metric is 'max_stage_p95'; it must be the objective, 'ttft_p95'"),
+        (("objective",), "min_gpus", "plan.objective_value is 135.0, but min_gpus came to 27.0"),
+        (("objective",), "min_cost", "plan.objective_value is 135.0, but min_cost came to 64.8"),
+        (("objective_value",), None, "plan.objective_value is None, but max_stage_p95 came to 135.0"),
+        (("latency_metric",), "p95", "plan.latency_metric is 'p95'; give one of 'max_stage_p95'"),
+        (("survive",), "rack", "plan.survive is 'rack'; give one of 'none', 'replica', 'node'"),
+        (("slo_s",), 200.0, "plan.slo_s is 200.0 and plan.slo_metric None; give both, or neither"),
+        (("q_confidence",), 0.9, "plan.q_confidence and plan.predicted.quality_lower belong together"),
+        (("solver", "family"), "pair", "plan.solver.family is 'pair'; give one of 'homogeneous'"),
+        (("solver", "gap"), 0.5, "plan.solver.gap is 0.5, but the objective is 135.0 and its bound 135.0"),
+        (("solver", "gap"), -0.5, "plan.solver.gap is -0.5; a bound that the plan beats is none"),
+        (("solver", "gap"), None, "plan.solver.bound and plan.solver.gap belong together"),
+        (("solver", "complete"), False, "plan.status is 'optimal', but its search was stopped"),
+        (("judge", "kind"), "hosted", "plan.judge.model is None; give it, as the judge is hosted"),
+        (("judge", "model"), "tiny", "plan.judge.model is 'tiny'; drop it, as the judge is external"),
+        (("judge", "gpus"), 1, "plan.judge.gpus is 1, but its replicas take 0"),
+        (
+            ("pools", 0, "name"),
+            "other",
+            "runs on h100-sxm-80gb in the pool 'h100-sxm-80gb'; plan.pools has other of h100",
+        ),
+        (("pools", 0, "gpus"), 26, "plan.pools has 26 GPUs in 'h100-sxm-80gb', but replicas take 27 of them"),
         (("q_min",), 81.0, "it was edited after planning"),
         (("plan_id",), ..., "plan_id None"),
     ],
@@ -163,6 +210,34 @@ def test_reading_is_strict(path: tuple[Any, ...], value: Any, message: str) -> N
 def test_what_is_not_a_plan_is_refused(text: bytes) -> None:
     with pytest.raises(InputError, match=r"plan\.json"):
         Plan.from_json(text)
+
+
+def test_the_judge_takes_part_in_every_check() -> None:
+    plan = PLANS["two pools"]
+    assert (plan.gpus, plan.pool_gpus, len(list(plan.groups))) == (28, 40, 5)
+    (engine,) = plan.judge.replicas
+    for change, message in (
+        ({"replicas": ()}, "plan.judge.gpus is 1, but its replicas take 0"),
+        ({"replicas": (dataclasses.replace(engine, nodes=()),)}, "plan.judge places 0 of 1 replicas"),
+        ({"replicas": (dataclasses.replace(engine, pool="h100"),)}, "runs on l40s in the pool 'h100'"),
+        ({"rate_per_s": None}, "plan.judge.rate_per_s is None; give it"),
+        ({"kind": "external"}, "plan.judge.model is 'llama-3.1-8b'; drop it"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            two_pools_plan(judge=dataclasses.replace(plan.judge, **change))
+    clash = dataclasses.replace(plan.judge, replicas=(dataclasses.replace(engine, nodes=(((0, 1, 1),),)),))
+    with pytest.raises(InputError, match="GPU 1 of node 0 to two replicas"):
+        Plan.from_json(two_pools_plan(judge=clash).to_json())
+    with pytest.raises(InputError, match=r"plan\.pools has one name twice"):
+        two_pools_plan(pools=(*plan.pools, plan.pools[0]))
+
+
+def test_the_largest_rate_is_bounded_from_above() -> None:
+    solver = dataclasses.replace(alternating_report(), bound=1.8, gap=0.2)
+    rate = deepseek_plan(objective="max_rate", objective_value=1.5, solver=solver, status="feasible")
+    assert Plan.from_json(rate.to_json()) == rate
+    with pytest.raises(InputError, match=r"plan\.solver\.gap is 0\.2, but the objective is 1\.5 and its bound 1\.2"):
+        dataclasses.replace(rate, solver=dataclasses.replace(solver, bound=1.2))
 
 
 def test_one_gpu_for_two_replicas_is_refused() -> None:
@@ -240,6 +315,24 @@ def test_derived_numbers() -> None:
     assert (plan.gpus, plan.pool_gpus) == (27, 32)
     assert plan.binding_stage.index == 2
     assert sum(piece[2] for piece in plan.idle_gpus) == 5
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """Every text that a type of literals, nested or not, may be."""
+    for argument in get_args(annotation):
+        if isinstance(argument, str):
+            yield argument
+        else:
+            yield from _words(argument)
+
+
+def test_plans_and_problems_know_the_same_objectives() -> None:
+    fields = schema.Goal.model_fields
+    known = set(get_args(Objective))
+    assert known == set(summary_units.OBJECTIVES)
+    for name, words in (("objective", known), ("survive", set(get_args(Survive)))):
+        assert set(_words(fields[name].annotation)) == words
+    assert set(get_args(Metric)) == set(schema.LATENCY_METRICS)
 
 
 def test_plans_are_immutable() -> None:

@@ -71,8 +71,20 @@ def test_help_lists_commands_and_options() -> None:
         "--paper-strict",
         "--latency",
         "--threads",
+        "--slo",
+        "--slo-metric",
+        "--budget",
+        "--q-confidence",
+        "--survive",
+        "--mixed",
+        "--no-skip",
+        "--time-limit",
+        "--pareto",
+        "--picture",
+        "--judge-auc",
     ):
         assert option in text
+    assert "explain" in run("--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"]])
@@ -149,6 +161,8 @@ def test_printed_next_commands_work(example: Path) -> None:
         assert words[0] == "cascadia-fast"
         again = run(*words[1:], cwd=example)
         assert again.returncode == 0, again.stderr
+    explained = run("explain", "plan.json", cwd=example)
+    assert explained.returncode == 0, explained.stderr
     (example / "plan.json").unlink()
 
 
@@ -182,8 +196,26 @@ def test_threads_do_not_change_the_plan() -> None:
         (["--rate", "100000"], ["100000"]),
         (["--rate", "-1"], ["error: --rate is -1.0"]),
         (["--method", "exhaustive"], ["error: --method is 'exhaustive'", "exact"]),
-        (["--objective", "beauty"], ["error: --objective 'beauty'", "max_stage_p95"]),
-        (["--objective", "min_cost"], ["error: --objective 'min_cost' is not available"]),
+        (["--objective", "beauty"], ["error: --objective is 'beauty'", "max_stage_p95"]),
+        (["--slo", "-3"], ["error: --slo is -3.0; it must be above 0"]),
+        (["--slo", "soon"], ["error: --slo is 'soon'; give a number"]),
+        (["--slo-metric", "ttft_p95"], ["slo_metric (ttft_p95) but no slo_s"]),
+        (["--slo", "9", "--slo-metric", "p95"], ["error: --slo-metric is 'p95'", "end_to_end_p95"]),
+        (["--budget", "0"], ["error: --budget is 0.0; it must be above 0"]),
+        (["--budget", "1"], ["1"]),
+        (["--survive", "rack"], ["error: --survive is 'rack'; it must be one of 'none', 'replica' or 'node'"]),
+        (["--q-confidence", "2"], ["error: --q-confidence is 2.0; it must be at most 0.999"]),
+        (["--time-limit", "0"], ["error: --time-limit is 0.0; it must be above 0"]),
+        (["--objective", "min_cost", "--paper-strict"], ["--paper-strict", "--objective min_cost"]),
+        (["--objective", "end_to_end_p95", "--mixed"], ["--mixed", "--objective is end_to_end_p95"]),
+        (["--pareto", "latency"], ["error: --pareto latency: a front has 1 axis"]),
+        (["--pareto", "latency,qualty"], ["no axis 'qualty'", "did you mean 'quality'"]),
+        (["--pareto", "latency,quality", "--judge-auc", "0.7..0.9"], ["--pareto and --judge-auc each ask"]),
+        (["--picture", "p.html"], ["--picture draws a front; give --pareto"]),
+        (["--pareto", "latency,quality", "--picture", ""], ["--picture is ''; give the path of a file"]),
+        (["--pareto", "latency,quality", "--picture", "p", "-o", "./p"], ["-o and --picture are both p"]),
+        (["--judge-auc", "0.9"], ["error: --judge-auc is '0.9'; give LO..HI"]),
+        (["--judge-auc", "0.9..0.7"], ["error: --judge-auc 0.9..0.7: the judge's AUC goes from 0.9 to 0.7"]),
         (["-o", "-"], ["-o is '-'", "--json"]),
         (["-o", ""], ["-o is ''"]),
         (["-o", "x" * 300], ["cannot be written (File name too long)"]),

@@ -8,11 +8,12 @@ import math
 import re
 
 import pytest
-from builders import alternating_report, deepseek_plan, one_stage_plan
+from builders import alternating_report, deepseek_plan, one_stage_plan, two_pools_plan
 
 from cascadia_fast.blueprint import HighsProof, JudgePlan, Plan, Routing, SingleModel
 from cascadia_fast.summary import duration, show, summarize
 from cascadia_fast.summary_layout import Table
+from cascadia_fast.summary_units import energy, objective_text
 
 FILE_COMMAND = ("cascadia-fast", "plan", "my case.yaml")
 
@@ -56,7 +57,10 @@ def test_says_everything_the_plan_rests_on(terminal: bool, monkeypatch: pytest.M
         "1.5 requests/s planned (mean); this plan carries at most 2.71 within the utilisation cap of 90 %",
         "predicted end to end p50 92.5 s, p95 242 s; slowest stage p95 135 s; first token of the final answer p95 "
         "1.9 s (earlier stages and judge included)",
-        "27 of 32 used, 64.80 USD per hour; 5 idle",
+        "3 stages on 32 h100-sxm-80gb, quality floor 80, objective max_stage_p95: 135 s",
+        "27 of 32 used; 5 idle",
+        "cost 64.80 USD per hour, 12 USD per 1,000 requests; energy at most 11.1 kJ per request (board power of busy "
+        "GPUs; what they draw while idle is not counted)",
         "work 23.8 of 27 GPUs busy on average, 75.8 % of them at stage 3 (per request: 0.473 GPU-s at stage 1, "
         "5.2 GPU-s at stage 2, 25.7 GPU-s at stage 3)",
         "external, 270 ms per call",
@@ -170,7 +174,7 @@ def test_no_command_proposes_more_gpus_than_can_be_planned() -> None:
     (pool,) = deepseek_plan().pools
     for gpus, proposed in ((27, True), (600_000, False)):
         stages = tuple(dataclasses.replace(stage) for stage in deepseek_plan().stages)
-        plan = deepseek_plan(pools=(dataclasses.replace(pool, gpus=gpus),), stages=stages, idle_gpus=())
+        plan = deepseek_plan(pools=(dataclasses.replace(pool, gpus=gpus, idle_gpus=()),), stages=stages)
         assert (f"--gpus {2 * gpus}" in plan.summary()) == proposed
 
 
@@ -224,6 +228,65 @@ def test_alternating_shows_its_rounds_and_simulated_judges_their_auc() -> None:
     assert "simulated with AUC 0.85, instant, 0.002 USD per call" in text
 
 
+def test_pools_shapes_judge_and_constraints_are_said() -> None:
+    text = squeezed(two_pools_plan().summary(width=200))
+    for fact in (
+        "3 stages on 32 h100-sxm-80gb + 8 l40s, quality floor 80, objective min_cost: 70.20 USD per hour",
+        "6 1 × tp4 (h100) + 2 × tp1 (l40s) 64.7 %",
+        "judge llama-3.1-8b fp8 1 1 × tp1 (l40s) – 2.47/s 270 ms 31.0 % –",
+        "quality 80.39, floor 80 met with 95 % confidence: 80.05 or more; 95 % interval",
+        "deadline end-to-end p95 of at most 260 s: met with 242 s, 18.3 s (7.04 %) left",
+        "budget at most 90.00 USD per hour: met with 70.20, 19.80 (22 %) left",
+        "survives the loss of any one replica: its deadline is still met",
+        "28 of 40 used (25 of 32 h100, 3 of 8 l40s); 12 idle",
+        "not used qwen2.5-32b: the best plan found does without",
+        "Slowest stage: 3 (deepseek-r1), p95 135 s",
+        "judge hosted, llama-3.1-8b (fp8): 2.47 calls/s, 270 ms per call (p95)",
+        "exact, the best found in 60 s, on all pools; no plan has a cost below 69.90 USD per hour, 0.427 % from this "
+        "one; 18 evaluated",
+        "HiGHS finds the same 70.20 USD per hour (3 columns, 500 µs)",
+        "(per request: 0.473 GPU-s at stage 1, 5.2 GPU-s at stage 2, 25.7 GPU-s at stage 3, 0.126 GPU-s at the judge)",
+    ):
+        assert fact in text
+    assert "--gpus" not in text.split("Next:")[1]
+
+
+def test_models_that_are_skipped_are_said_to_help_nothing() -> None:
+    solver = dataclasses.replace(deepseek_plan().solver, subsets=7)
+    text = squeezed(deepseek_plan(solver=solver, skipped_models=("tiny",)).summary(width=200))
+    assert "not used tiny: no plan with it is better" in text
+    text = squeezed(deepseek_plan(solver=solver, skipped_models=("tiny", "small")).summary(width=200))
+    assert "not used tiny, small: no plan with any of them is better" in text
+
+
+def test_missed_deadlines_and_what_nothing_bounds_are_said() -> None:
+    def deadline(**changes: object) -> str:
+        return squeezed(deepseek_plan(slo_metric="ttft_p95", **changes).summary(width=200))
+
+    assert "final answer's first token of at most 1.5 s: missed with 1.9 s, 400 ms too much" in deadline(slo_s=1.5)
+    unknown = dataclasses.replace(deepseek_plan().predicted, ttft_p95_s=None)
+    assert "not met, because nothing bounds it" in deadline(slo_s=1.5, predicted=unknown)
+    stopped = dataclasses.replace(alternating_report(), complete=False)
+    assert "stopped at its time limit, and nothing is known of better plans; 2 rounds" in deadline(
+        slo_s=3.0, solver=stopped, status="feasible"
+    )
+    survivor = deepseek_plan(survive="node").summary(width=200)
+    assert "the loss of any one node: the others still carry the load" in survivor
+
+
+def test_the_largest_rate_is_said_to_be_one() -> None:
+    plan = deepseek_plan(objective="max_rate", objective_value=1.5, solver=alternating_report())
+    text = squeezed(plan.summary(width=200))
+    assert "objective max_rate: 1.5 requests/s" in text
+    assert "1.5 requests/s is the largest that meets every constraint; this plan carries at most 2.71 within" in text
+    unpriced = dataclasses.replace(
+        plan.predicted, cost_usd_per_hour=None, usd_per_request=None, energy_j_per_request=None
+    )
+    assert "cost unknown, as not every pool has a price work" in squeezed(
+        deepseek_plan(predicted=unpriced).summary(width=200)
+    )
+
+
 def test_reweighted_requests_state_what_they_are_worth() -> None:
     workload = dataclasses.replace(deepseek_plan().workload, effective_size=20.4, headroom=1.2)
     text = squeezed(deepseek_plan(workload=workload).summary(width=160))
@@ -233,14 +296,9 @@ def test_reweighted_requests_state_what_they_are_worth() -> None:
 
 def test_next_commands_keep_what_was_asked_and_change_one_thing() -> None:
     asked = {"--q-min": "3", "-o": "out.json", "--gpus": "27"}
-    text = summarize(deepseek_plan(q_min=3.0, idle_gpus=()), command=("cascadia-fast", "plan", "a.yaml"), flags=asked)
+    text = summarize(deepseek_plan(q_min=3.0), command=("cascadia-fast", "plan", "a.yaml"), flags=asked)
     assert "cascadia-fast plan a.yaml --gpus 27 --q-min 0 " in text
-    assert "cascadia-fast plan a.yaml --q-min 3 --gpus 27 --rate 1.88 " in text
-    workload = dataclasses.replace(deepseek_plan().workload, headroom=1.25)
-    raised = summarize(deepseek_plan(workload=workload), flags={"-o": "x"})
-    assert "--rate 1.5 " in raised
-    peak = dataclasses.replace(workload, rate_from="peak_1min")
-    assert "--rate" not in summarize(deepseek_plan(workload=peak), flags={"-o": "x"})
+    assert "cascadia-fast explain out.json " in text
     floorless = summarize(deepseek_plan(q_min=0.0), command=("cascadia-fast", "plan"))
     assert "--method alternating" in floorless
     assert "--write-example DIR" in floorless
@@ -272,3 +330,27 @@ def test_durations_are_humane(seconds: float | None, text: str) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(5.0, "5.00 s"), (0.27, "270 ms"), (61.0, "61.0 s"), (0.9996, "1.00 s")])
 def test_durations_in_columns_keep_their_zeros(seconds: float, text: str) -> None:
     assert duration(seconds, zeros=True) == text
+
+
+@pytest.mark.parametrize(
+    ("objective", "value", "text"),
+    [
+        ("max_stage_p95", 61.24, "61.2 s"),
+        ("ttft_p95", None, "unbounded"),
+        ("min_cost", 1234.5, "1,234.50 USD per hour"),
+        ("min_cost", None, "–"),
+        ("max_rate", 2.714, "2.71 requests/s"),
+        ("max_rate", None, "–"),
+        ("min_gpus", 1.0, "1 GPU"),
+        ("min_gpus", 1024.0, "1,024 GPUs"),
+    ],
+)
+def test_objectives_have_their_units(objective: str, value: float | None, text: str) -> None:
+    assert objective_text(objective, value) == text
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"), [(0.5, "0.5 J"), (999.0, "999 J"), (999.6, "1 kJ"), (11107.0, "11.1 kJ"), (2.4e6, "2.4 MJ")]
+)
+def test_energies_are_humane(joules: float, text: str) -> None:
+    assert energy(joules) == text

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cascadia_fast.cli import calibrate, plan, simulate
+from cascadia_fast.cli import calibrate, explain, plan, simulate
 from cascadia_fast.cli.outcome import BAD_INPUT_OR_NO_PLAN, BROKEN_PIPE, INTERRUPTED, discard_stdout, say
 
 NAME = "cascadia-fast"
@@ -23,7 +23,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("plan")(plan.plan)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
+app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 
