@@ -138,8 +138,12 @@ def test_pruning_bound(benchmark: BenchmarkFixture) -> None:
 def search() -> _core.CascadeSearch:
     workload = problem().workload
     return _core.CascadeSearch(
-        replicas=[list(stage.replicas) for stage in Planner(problem()).fleet],
-        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid().cells],
+        models=_core.Models(
+            replicas=[list(stage.replicas) for stage in Planner(problem()).fleet],
+            cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid().cells],
+        ),
+        stations=range(3),
+        depth=range(3),
         share=list(grid().cell_weight),
         quality=grid().quality,
         levels=[len(levels) for levels in grid().levels],

@@ -177,15 +177,17 @@ def stage(
 ) -> _core.StageDetail:
     """Ask production for a cascade of one stage, `replicas` engines that take in `rate_per_s` together."""
     search = _core.CascadeSearch(
-        replicas=[[engine]],
-        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out)],
+        models=_core.Models(replicas=[[engine]], cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out)]),
+        stations=[0],
+        depth=[0],
         share=[share[None]],
         quality=np.ones(1),
         levels=[],
         routings=np.zeros((1, 0), np.int32),
         traffic=_core.Traffic(rate_per_s=rate_per_s, scv=scv, max_utilization=UNCAPPED, dispersion=dispersion),
     )
-    return search.evaluate(0, 0, 0, replicas)
+    gpus = replicas * engine.shape.gpus
+    return search.evaluate(0, 0, _core.Choice(shape=0, replicas=replicas, gpus=gpus, latency_s=0.0))
 
 
 @dataclass(frozen=True)

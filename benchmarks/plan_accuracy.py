@@ -18,10 +18,14 @@ from pathlib import Path
 import cascadia_fast as cf
 from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
+from cascadia_fast.deployment import path_latency_s, stations_of
 from cascadia_fast.planner import Planner
-from cascadia_fast.prediction import end_to_end
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import routing_grid
+from cascadia_fast.routing import all_cells
+from cascadia_fast.searches import Searches
+from cascadia_fast.solving import found_of
+from cascadia_fast.subsets import subsets_of
+from cascadia_fast.task import Task
 from cascadia_fast.workload import Arrivals, Workload
 
 CASES = ("deepseek", "llama20k")
@@ -51,39 +55,32 @@ class Row:
 
 def predicted_s(planner: Planner, plan: Plan, workload: Workload) -> dict[str, float]:
     """What the latency model says of the plan's deployment and thresholds under this traffic, by figure."""
-    grid = routing_grid(workload.requests)
-    unused = [0.0] * (len(planner.problem.stages) - 1 - len(plan.routing.thresholds))
-    thresholds = [*plan.routing.thresholds, *unused]
-    routing = grid.routing_of(workload.requests, thresholds)
-    search = _core.CascadeSearch(
-        replicas=[list(stage.replicas) for stage in planner.fleet],
-        cells=[(cells.tokens_in, cells.tokens_out, cells.spread_out) for cells in grid.cells],
-        share=list(grid.cell_weight),
-        quality=grid.quality,
-        levels=[len(levels) for levels in grid.levels],
-        routings=grid.routings,
-        traffic=_core.Traffic(rate_per_s=workload.rate_per_s, scv=workload.cv**2, dispersion=workload.swings),
-    )
-    details = {}
+    problem = planner.problem
+    task = Task(workload=workload, pools=problem.pools, goal=problem.goal.model_copy(update={"max_utilization": 0.99}))
+    cells = all_cells(workload.requests)
+    searches = Searches(problem, task, planner.fleet, subsets_of(task, cells), cells, planner.threads)
+    subset = next(one for one in searches.subsets if one.indexes == tuple(stage.index for stage in plan.stages))
+    routing = subset.grid.routing_of(subset.requests, plan.routing.thresholds)
+    choices = []
     for stage in plan.stages:
         (group,) = stage.replicas
         shapes = [(one.shape.tp, one.shape.pp) for one in planner.fleet[stage.index].replicas]
-        shape = shapes.index((group.tp, group.pp))
-        details[stage.index] = search.evaluate(routing, stage.index, shape, group.count)
-    samples = {index: (found["latency_s"], found["first_token_s"]) for index, found in details.items()}
-    judge_s = planner.problem.judge.latency_s
-    whole = end_to_end(workload.requests, thresholds, grid.cells, samples, judge_s)
-    return {f"stage {index + 1} p95": found["p95_s"] for index, found in details.items()} | {
-        "end to end p50": whole.p50_s,
-        "end to end p95": whole.p95_s,
-        "first token p95": whole.ttft_p95_s,
+        choices.append(
+            _core.Choice(shape=shapes.index((group.tp, group.pp)), replicas=group.count, gpus=stage.gpus, latency_s=0.0)
+        )
+    found = found_of(searches, subset, routing, choices)
+    stations = stations_of(searches, found)
+    return {f"stage {station.model + 1} p95": station.p95_s for station in stations} | {
+        "end to end p50": path_latency_s(searches, found, stations, "end_to_end_p95", 0.5),
+        "end to end p95": path_latency_s(searches, found, stations, "end_to_end_p95", 0.95),
+        "first token p95": path_latency_s(searches, found, stations, "ttft_p95", 0.95),
     }
 
 
 def rows_of(case: str, requests: int, seed: int) -> Iterator[Row]:
     problem = Problem.read(Path(__file__).parent / "cases" / f"{case}.yaml")
     planner = Planner(problem)
-    plan = planner.plan()
+    plan = planner.plan(skip_models=False)  # all stages, so that each is on trial
     capacity_per_s = plan.predicted.max_rate_per_s / plan.max_utilization
     for arrivals in ARRIVALS:
         for share in SHARES:

@@ -29,6 +29,7 @@ ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->
 LOAD_BEGIN, LOAD_END = "<!-- load:begin -->", "<!-- load:end -->"
 SIMULATION_BEGIN, SIMULATION_END = "<!-- simulation:begin -->", "<!-- simulation:end -->"
 TRIAL_BEGIN, TRIAL_END = "<!-- trial:begin -->", "<!-- trial:end -->"
+WORTH_BEGIN, WORTH_END = "<!-- worth:begin -->", "<!-- worth:end -->"
 FLOORS_BEGIN, FLOORS_END = "<!-- floors:begin -->", "<!-- floors:end -->"
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
@@ -128,6 +129,61 @@ def _plans(method: str, case: str) -> Row:
         return f"{times}; {', '.join([routings, *(counts if method == 'exact' else [])])}"
 
     return Row(f"`{method}` plan, {case} case, {sizes} GPUs, new traffic every call", _said(PAPER), "≤ 25 ms", measured)
+
+
+def _mixed(case: str) -> Row:
+    def measured(run: Run) -> str:
+        return " / ".join(_time(run.median_s(f"objectives::shapes[mixed-{case}-{gpus}]")) for gpus in SIZES)
+
+    def best(run: Run) -> str:
+        one = " / ".join(_time(run.median_s(f"objectives::shapes[one-{case}-{gpus}]")) for gpus in SIZES)
+        return f"one shape per stage: {one}"
+
+    what = f"`exact`, mixed shapes, all subsets of the models, {case} case, {', '.join(f'{n:,}' for n in SIZES)} GPUs"
+    return Row(what, best, "≤ 100 ms", measured)
+
+
+def _end_to_end(gpus: int, target: str) -> Row:
+    def measured(run: Run) -> str:
+        def said(case: str) -> str:
+            return f"{_time(run.median_s(f'objectives::objective[end_to_end_p95-{case}-{gpus}]'))} {case}"
+
+        return "; ".join(said(case) for case in ("deepseek", "llama20k"))
+
+    return Row(f"`end_to_end_p95`, proved, grid × allocations, {gpus} GPUs", _said("–"), target, measured)
+
+
+def _front() -> Row:
+    def measured(run: Run) -> str:
+        def said(objective: str, case: str) -> str:
+            name = f"objectives::front[{objective}-{case}]"
+            return f"{_time(run.median_s(name))} {case} ({run.extra(name, 'points'):.0f} points)"
+
+        cases = ("deepseek", "llama20k")
+        texts = [f"{', '.join(said(name, case) for case in cases)}" for name in ("max_stage_p95", "end_to_end_p95")]
+        return f"slowest stage: {texts[0]}; end to end: {texts[1]}"
+
+    return Row("exact front of latency and quality, 32 GPUs, two threads", _said("–"), "≤ 0.5 s", measured)
+
+
+def _four_models() -> Row:
+    def measured(run: Run) -> str:
+        names = [f"objectives::four_models[{gpus}]" for gpus in (32, 80)]
+        times = " / ".join(_time(run.median_s(name)) for name in names)
+        return f"{times}; {run.extra(names[0], 'distinct_routings'):,.0f} distinct routings"
+
+    return Row("four models, 102³ threshold combinations, proved, 32 / 80 GPUs", _said("–"), "≤ 5 s", measured)
+
+
+def _three_pools() -> Row:
+    def measured(run: Run) -> str:
+        def said(objective: str) -> str:
+            name = f"objectives::three_pools[{objective}]"
+            return f"{_time(run.median_s(name))} {objective} (gap {100 * run.extra(name, 'gap'):.2g} %)"
+
+        return "; ".join(said(objective) for objective in ("max_stage_p95", "min_cost"))
+
+    return Row("three GPU types, 256 GPUs, llama20k, all subsets", _said("–"), "≤ 5 s, gap ≤ 1 %", measured)
 
 
 def _observe() -> Row:
@@ -240,6 +296,12 @@ def _memory() -> Row:
 
 ROWS = (
     *(_plans(method, case) for method in ("exact", "alternating") for case in ("deepseek", "llama20k")),
+    *(_mixed(case) for case in ("deepseek", "llama20k")),
+    _end_to_end(32, "≤ 0.2 s"),
+    _end_to_end(80, "≤ 1 s"),
+    _front(),
+    _four_models(),
+    _three_pools(),
     _highs(32, "≤ 10 ms"),
     _highs(1024, "≤ 50 ms"),
     Row(
@@ -307,6 +369,13 @@ def trial() -> str:
     command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--markdown"]
     made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
     return f"{TRIAL_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.plan_accuracy`.\n{TRIAL_END}"
+
+
+def worth() -> str:
+    """Return the table of what each way of planning is worth, with its markers."""
+    command = [sys.executable, "-m", "benchmarks.worth", "--markdown"]
+    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+    return f"{WORTH_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.worth`.\n{WORTH_END}"
 
 
 def floors() -> str:
@@ -379,6 +448,7 @@ def main() -> int:
                 (floors, FLOORS_BEGIN, FLOORS_END),
                 (simulation, SIMULATION_BEGIN, SIMULATION_END),
                 (trial, TRIAL_BEGIN, TRIAL_END),
+                (worth, WORTH_BEGIN, WORTH_END),
                 (accuracy, ACCURACY_BEGIN, ACCURACY_END),
             ]
             if arguments.load is not None:
