@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from cascadia_fast.allocation import paper_milp, pruned_milp
+from cascadia_fast.planning.allocation import paper_milp, pruned_milp
 
 POOLS = (32, 256, 1024)
 

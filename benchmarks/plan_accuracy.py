@@ -18,14 +18,14 @@ from pathlib import Path
 import cascadia_fast as cf
 from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
-from cascadia_fast.deployment import path_latency_s, stations_of
 from cascadia_fast.planner import Planner
+from cascadia_fast.planning.deployment import path_latency_s, stations_of
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import found_of
+from cascadia_fast.planning.subsets import subsets_of
+from cascadia_fast.planning.task import Task
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import all_cells
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import found_of
-from cascadia_fast.subsets import subsets_of
-from cascadia_fast.task import Task
 from cascadia_fast.workload import Arrivals, Workload
 
 CASES = ("deepseek", "llama20k")

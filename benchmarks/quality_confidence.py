@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_fast.confidence import quality_bounds
+from cascadia_fast.planning.confidence import quality_bounds
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, middle_thresholds, route, routing_grid
 from cascadia_fast.workload import ScoredRequests

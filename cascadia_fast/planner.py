@@ -9,28 +9,28 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cascadia_fast.alternating import Options, Run, alternate
-from cascadia_fast.alternatives import other_cascades, other_shapes, shape_alternative
 from cascadia_fast.blueprint import Plan
-from cascadia_fast.certificate import Certificate, certify, heuristic
-from cascadia_fast.drafting import Draft, draft_plan
 from cascadia_fast.errors import InputError, NoPlanError
-from cascadia_fast.explanation import Alternative
+from cascadia_fast.explaining.explanation import Alternative
 from cascadia_fast.fleet import build_fleet, build_judge_fleet
-from cascadia_fast.fronts import front_of
-from cascadia_fast.infeasible import check_floor, why_no_plan
-from cascadia_fast.pareto import Front
+from cascadia_fast.pareto.front import Front
+from cascadia_fast.planning.alternating import Options, Run, alternate
+from cascadia_fast.planning.alternatives import other_cascades, other_shapes, shape_alternative
+from cascadia_fast.planning.certificate import Certificate, certify, heuristic
+from cascadia_fast.planning.drafting import Draft, draft_plan
+from cascadia_fast.planning.fronts import front_of
+from cascadia_fast.planning.infeasible import check_floor, why_no_plan
+from cascadia_fast.planning.proof import prove
+from cascadia_fast.planning.qualities import Qualities, qualities_of
+from cascadia_fast.planning.searches import Searches, allowed_subsets
+from cascadia_fast.planning.simulated_plan import SimulatedPlan, plan_by_simulation
+from cascadia_fast.planning.single_models import singles_of
+from cascadia_fast.planning.solving import Effort, Found, Solver, found_of
+from cascadia_fast.planning.subsets import subsets_of
+from cascadia_fast.planning.surviving import checked_losses, solve_surviving
+from cascadia_fast.planning.task import Task, task_of
 from cascadia_fast.problem import Problem
-from cascadia_fast.proof import prove
-from cascadia_fast.qualities import Qualities, qualities_of
 from cascadia_fast.routing import Levels, all_cells
-from cascadia_fast.searches import Searches, allowed_subsets
-from cascadia_fast.simulated_plan import SimulatedPlan, plan_by_simulation
-from cascadia_fast.single_models import singles_of
-from cascadia_fast.solving import Effort, Found, Solver, found_of
-from cascadia_fast.subsets import subsets_of
-from cascadia_fast.surviving import checked_losses, solve_surviving
-from cascadia_fast.task import Task, task_of
 from cascadia_fast.workload import Workload
 
 LIBRARIES = ("cascadia_fast.routing_kernels", "highspy")
@@ -209,7 +209,7 @@ class Planner:
             alternating=alternating,
             goal=goal,
         )
-        sure = () if task.goal.q_confidence is None else ("cascadia_fast.confidence_kernels",)
+        sure = () if task.goal.q_confidence is None else ("cascadia_fast.planning.confidence_kernels",)
         for library in (*LIBRARIES, *sure):  # loading them once is no part of solving
             import_module(library)
         started_s = time.perf_counter()

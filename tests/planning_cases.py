@@ -13,8 +13,8 @@ from reference.planning_instance import Instance, Route, of_problem, route_of
 from reference.planning_oracle import best
 from reference.planning_served import Deployment, Served
 
-from cascadia_fast import paths
 from cascadia_fast.blueprint import Plan, ReplicaGroup
+from cascadia_fast.planning import paths
 from cascadia_fast.problem import Problem
 from cascadia_fast.workload import Arrivals, ScoredRequests, Workload
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cascadia_fast.allocation import Allocation, paper_milp, prune, pruned_milp
 from cascadia_fast.errors import InputError, NoPlanError, PoolTooSmallError
+from cascadia_fast.planning.allocation import Allocation, paper_milp, prune, pruned_milp
 
 Tables = list[NDArray[np.float64]]
 

@@ -15,8 +15,8 @@ from reference.brute_force import Cascade, Wanted, best_plan
 from test_search import FLEETS, scored_requests
 
 from cascadia_fast import _core
-from cascadia_fast.alternating import Round, Settings, alternate
 from cascadia_fast.planner import Planner
+from cascadia_fast.planning.alternating import Round, Settings, alternate
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, proportional_start, routing_grid, span_of
 from cascadia_fast.workload import Arrivals, ScoredRequests, Workload

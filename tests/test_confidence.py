@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cascadia_fast import confidence
-from cascadia_fast.confidence import (
+from cascadia_fast.errors import InputError
+from cascadia_fast.planning import confidence
+from cascadia_fast.planning.confidence import (
     check_confidence,
     few_requests,
     quality_bounds,
@@ -19,7 +20,6 @@ from cascadia_fast.confidence import (
     requests_needed,
     requests_to_meet,
 )
-from cascadia_fast.errors import InputError
 from cascadia_fast.routing import RoutingGrid, route, routing_grid
 from cascadia_fast.workload import ScoredRequests
 
@@ -74,7 +74,7 @@ def test_mean_and_spread_are_those_of_each_routing(models: int) -> None:
 
 
 def test_weights_are_poisson_and_differ_between_replicates() -> None:
-    from cascadia_fast import confidence_kernels as kernels
+    from cascadia_fast.planning import confidence_kernels as kernels
 
     drawn = np.empty((200, 1000))
     for replicate in range(200):

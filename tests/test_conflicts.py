@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascadia_fast.conflicts import conflict_text, smallest_conflict
+from cascadia_fast.planning.conflicts import conflict_text, smallest_conflict
 
 NAMES = "abcdefg"
 

@@ -11,11 +11,11 @@ import pytest
 from builders import alternating_report, deepseek_plan, one_stage_plan, two_pools_plan
 
 from cascadia_fast.blueprint import Plan, SimulatedLatency
-from cascadia_fast.bottleneck import bottleneck_of, constraints_of
-from cascadia_fast.certificate_words import certificate_words
 from cascadia_fast.errors import PoolTooSmallError
-from cascadia_fast.explanation import Alternative, Explanation, Outcome, explain
-from cascadia_fast.explanation_text import text_of
+from cascadia_fast.explaining.bottleneck import bottleneck_of, constraints_of
+from cascadia_fast.explaining.certificate_words import certificate_words
+from cascadia_fast.explaining.explanation import Alternative, Explanation, Outcome, explain
+from cascadia_fast.explaining.text import text_of
 from cascadia_fast.planner import Planner
 from cascadia_fast.problem import Problem
 

@@ -16,11 +16,11 @@ from reference.brute_force import engine
 from test_search import scored_requests
 
 from cascadia_fast import _core
-from cascadia_fast.capacity_bounds import LoadBounds, StationCapacities, proven_limit_s
-from cascadia_fast.capacity_program import Demand, relax, solve_counts
-from cascadia_fast.heterogeneous import PooledAnswer, PooledStation, PoolSupply, plan_pools
+from cascadia_fast.planning.capacity_bounds import LoadBounds, StationCapacities, proven_limit_s
+from cascadia_fast.planning.capacity_program import Demand, relax, solve_counts
+from cascadia_fast.planning.heterogeneous import PooledAnswer, PooledStation, PoolSupply, plan_pools
+from cascadia_fast.planning.station_latency import latency_of
 from cascadia_fast.routing import routing_grid
-from cascadia_fast.station_latency import latency_of
 
 FloatArray = NDArray[np.float64]
 CLOSE = 1e-6

@@ -21,13 +21,13 @@ from cascadia_fast.errors import (
     QualityUnreachableError,
     RateTooHighError,
 )
-from cascadia_fast.infeasible import check_floor, floor_digits
 from cascadia_fast.planner import Planner
+from cascadia_fast.planning.infeasible import check_floor, floor_digits
+from cascadia_fast.planning.qualities import Qualities
+from cascadia_fast.planning.subsets import Subset
 from cascadia_fast.problem import Problem
-from cascadia_fast.qualities import Qualities
 from cascadia_fast.routing import route, routing_grid
 from cascadia_fast.schema import Goal
-from cascadia_fast.subsets import Subset
 from cascadia_fast.workload import Workload
 
 

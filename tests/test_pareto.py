@@ -16,10 +16,10 @@ import pytest
 
 from cascadia_fast.blueprint import Pool
 from cascadia_fast.errors import InputError
-from cascadia_fast.pareto import Front, FrontPoint, checked_axes
-from cascadia_fast.pareto_picture import HEIGHT, WIDTH, picture_html, write_picture
-from cascadia_fast.pareto_scale import scale_of
-from cascadia_fast.pareto_text import spread, text_of
+from cascadia_fast.pareto.front import Front, FrontPoint, checked_axes
+from cascadia_fast.pareto.picture import HEIGHT, WIDTH, picture_html, write_picture
+from cascadia_fast.pareto.scale import scale_of
+from cascadia_fast.pareto.text import spread, text_of
 
 POOLS = (Pool("h100", "h100-sxm-80gb", 32, 8, 2.0),)
 

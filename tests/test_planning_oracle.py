@@ -116,7 +116,7 @@ FACTORS = (0.97, 1.02, 1.3, 3.0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(given=arguments())
 def test_every_objective(objective: str, given: dict[str, Any]) -> None:
     agree(small_problem(**given, objective=objective))
@@ -137,7 +137,7 @@ def test_four_models(objective: str) -> None:
 
 @pytest.mark.parametrize("metric", LATENCIES)
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=5)
+@settings(max_examples=4)
 @given(given=arguments(), factor=st.sampled_from(FACTORS))
 def test_deadlines(objective: str, metric: str, given: dict[str, Any], factor: float) -> None:
     least_s = value(small_problem(**given), objective=metric)
@@ -187,7 +187,7 @@ def test_reserved_gpus_do_not_exist(given: dict[str, Any], objective: str) -> No
 
 @pytest.mark.parametrize("survive", ["replica", "node"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=10)
+@settings(max_examples=9)
 @given(given=arguments(most_models=2), factor=st.sampled_from([1.1, 1.5, 4.0, math.inf]))
 def test_survivors_meet_the_deadline(objective: str, survive: str, given: dict[str, Any], factor: float) -> None:
     given["models"] = 2  # what one of them loses must matter as much as what the other does
@@ -201,7 +201,7 @@ def test_survivors_meet_the_deadline(objective: str, survive: str, given: dict[s
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=8)
+@settings(max_examples=7)
 @given(given=arguments())
 def test_hosted_judges(objective: str, given: dict[str, Any]) -> None:
     agree(small_problem(**{**given, "judge": HOSTED, "cv": 1.0}, objective=objective))
@@ -227,7 +227,7 @@ def test_the_largest_rate(given: dict[str, Any], factor: float, metric: str) -> 
 
 
 @pytest.mark.parametrize("objective", ["max_stage_p95", "min_cost", "min_gpus"])
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(given=arguments(most_models=2), factor=st.sampled_from([None, 1.02, 1.3, 3.0]))
 def test_mixed_shapes(objective: str, given: dict[str, Any], factor: float | None) -> None:
     given["cluster"] = [pool(min(given["cluster"][0]["gpus"], 9), 4)]
@@ -251,7 +251,7 @@ def two_types(given: dict[str, Any], **goal: Any) -> Problem:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(given=arguments(most_models=2))
 def test_two_types_of_gpus(objective: str, given: dict[str, Any]) -> None:
     agree(two_types(given, objective=objective), POOLED)
@@ -259,7 +259,7 @@ def test_two_types_of_gpus(objective: str, given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("metric", LATENCIES)
 @pytest.mark.parametrize("objective", ["max_stage_p95", "end_to_end_p95", "min_cost"])
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(given=arguments(most_models=2), factor=st.sampled_from(FACTORS))
 def test_two_types_of_gpus_under_a_deadline(objective: str, metric: str, given: dict[str, Any], factor: float) -> None:
     fastest = two_types(given, objective=metric)
@@ -269,7 +269,7 @@ def test_two_types_of_gpus_under_a_deadline(objective: str, metric: str, given: 
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(given=arguments(most_models=2), factor=st.sampled_from(FACTORS))
 def test_two_types_of_gpus_on_a_budget(objective: str, given: dict[str, Any], factor: float) -> None:
     least_usd = value(two_types(given), "pooled", objective="min_cost")
@@ -303,7 +303,7 @@ LIMITS: list[dict[str, Any]] = [{}, {}, {"min_replicas": 1}, {"max_replicas": 2}
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(given=everything(), mixed_shapes=st.booleans())
 def test_everything_at_once(objective: str, given: dict[str, Any], mixed_shapes: bool) -> None:
     problem = small_problem(**given, objective=objective)

@@ -15,9 +15,9 @@ from reference.brute_force import Cascade, Key, Option, Wanted, best_allocation,
 from search_cases import FLEETS, SAFE, SMALL, assert_deployable, cascades, pools, scored_requests
 
 from cascadia_fast import _core
-from cascadia_fast.allocation import paper_milp, pruned_milp
 from cascadia_fast.fleet import build_fleet
 from cascadia_fast.planner import Planner
+from cascadia_fast.planning.allocation import paper_milp, pruned_milp
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import routing_grid
 

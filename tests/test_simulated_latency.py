@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import cascadia_fast as cf
-from cascadia_fast import _core, simulated_stages
+from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.cli.program import app
 from cascadia_fast.errors import InputError, NoPlanError, UnsupportedError
 from cascadia_fast.planner import Planner
+from cascadia_fast.planning import simulated_stages
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import route, routing_grid
 from cascadia_fast.simulation.traffic import arrival_times, drawn_requests, whole_tokens

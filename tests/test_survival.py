@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cascadia_fast.errors import NoPlanError, PoolTooSmallError
 from cascadia_fast.placement import place, place_in_pools
-from cascadia_fast.survival import (
+from cascadia_fast.planning.survival import (
     PlacedGroups,
     cannot_survive,
     check_losses,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cascadia_fast.blueprint import Plan
-    from cascadia_fast.explanation import Explanation
+    from cascadia_fast.explaining.explanation import Explanation
     from cascadia_fast.problem import Problem
 
 EPILOG = """\
@@ -50,7 +50,7 @@ def explain(
                 sys.stdout.flush()
                 sys.stdout.buffer.write(found.to_json())
             else:
-                from cascadia_fast.explanation_text import write
+                from cascadia_fast.explaining.text import write
 
                 write(found, sys.stdout)
 
@@ -58,7 +58,7 @@ def explain(
 def _explain(path: str, problem: str | None, say: Callable[[str], None]) -> Explanation:
     from cascadia_fast.blueprint import Plan
     from cascadia_fast.errors import InputError
-    from cascadia_fast.explanation import explain as explain_plan
+    from cascadia_fast.explaining.explanation import explain as explain_plan
     from cascadia_fast.planner import Planner
     from cascadia_fast.simulation.belonging import check_plan
 

@@ -33,8 +33,8 @@ class Target:
 def print_front(problem: Problem, threads: int | None, axes: str, *, floor_given: bool, target: Target) -> None:
     """Find the front, write it to the files asked for, and print it."""
     from cascadia_fast.errors import InputError
-    from cascadia_fast.pareto import checked_axes
-    from cascadia_fast.pareto_text import show
+    from cascadia_fast.pareto.front import checked_axes
+    from cascadia_fast.pareto.text import show
     from cascadia_fast.planner import Planner
 
     try:
@@ -50,7 +50,7 @@ def print_front(problem: Problem, threads: int | None, axes: str, *, floor_given
     if target.output is not None:
         front.write(target.output)
     if target.picture is not None:
-        from cascadia_fast.pareto_picture import write_picture
+        from cascadia_fast.pareto.picture import write_picture
 
         write_picture(front, target.picture, floor=floor)
     with printing():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reference.planning_stations import Engine, Lengths, Traffic, nodes_of
 
 from cascadia_fast.fleet import StageFleet, build_fleet, build_judge_fleet
-from cascadia_fast.paths import paths_of
+from cascadia_fast.planning.paths import paths_of
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import all_cells, route, routing_grid
 from cascadia_fast.workload import ScoredRequests

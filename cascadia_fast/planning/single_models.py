@@ -11,13 +11,13 @@ import numpy as np
 
 from cascadia_fast.blueprint import SingleModel
 from cascadia_fast.economics import gpus_usd_per_hour
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import Found, Minimise, Solver
+from cascadia_fast.planning.subsets import Subset, single_subset
 from cascadia_fast.routing import QUALITY_SLACK
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import Found, Minimise, Solver
-from cascadia_fast.subsets import Subset, single_subset
 
 if TYPE_CHECKING:
-    from cascadia_fast.simulated_plan import SimulatedPlan
+    from cascadia_fast.planning.simulated_plan import SimulatedPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from cascadia_fast.blueprint import Metric
-from cascadia_fast.deployment import path_latency_s, stations_of
 from cascadia_fast.errors import CascadiaError
 from cascadia_fast.placement import place_in_pools
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import Effort, Found, Group, Solver
-from cascadia_fast.station_latency import latency_of
+from cascadia_fast.planning.deployment import path_latency_s, stations_of
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import Effort, Found, Group, Solver
+from cascadia_fast.planning.station_latency import latency_of
+from cascadia_fast.planning.survival import (
+    Loss,
+    PlacedGroups,
+    check_losses,
+    most_on_one_node,
+    spare_for_nodes,
+    worst_loss,
+)
 from cascadia_fast.summary_units import duration
-from cascadia_fast.survival import Loss, PlacedGroups, check_losses, most_on_one_node, spare_for_nodes, worst_loss
 
 # A deadline that the search holds to the last bit may be missed by rounding when it is checked another way.
 ROUNDING = 1e-9

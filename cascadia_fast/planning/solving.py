@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from cascadia_fast import _core
 from cascadia_fast.errors import UnsupportedError
-from cascadia_fast.searches import Searches
-from cascadia_fast.subsets import Subset, budget_gpus
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.subsets import Subset, budget_gpus
 from cascadia_fast.workload import MAX_RATE_PER_S, MIN_RATE_PER_S
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class Solver:
         beat: float,
         rate_per_s: float,
     ) -> Found | None:
-        from cascadia_fast.heterogeneous import PoolSupply, plan_pools
+        from cascadia_fast.planning.heterogeneous import PoolSupply, plan_pools
 
         task, goal = self.task, self.task.goal
         counts = minimise == "spend" and goal.objective == "min_gpus"

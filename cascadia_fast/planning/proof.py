@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_fast.allocation import Allocation, paper_milp, pruned_milp
 from cascadia_fast.errors import CascadiaError
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import Found
-from cascadia_fast.subsets import budget_gpus
+from cascadia_fast.planning.allocation import Allocation, paper_milp, pruned_milp
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import Found
+from cascadia_fast.planning.subsets import budget_gpus
 
 Columns = tuple[NDArray[np.int64], NDArray[np.float64]]
 

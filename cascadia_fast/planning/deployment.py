@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cascadia_fast import _core
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import Found, Group
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import Found, Group
 
 if TYPE_CHECKING:
     from cascadia_fast.blueprint import Metric

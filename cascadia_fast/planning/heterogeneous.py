@@ -13,8 +13,15 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cascadia_fast.capacity_bounds import Capacities, PooledStation
-from cascadia_fast.pooled_search import Minimise, PooledAnswer, PooledGroup, PooledSearch, PooledTask, PoolSupply
+from cascadia_fast.planning.capacity_bounds import Capacities, PooledStation
+from cascadia_fast.planning.pooled_search import (
+    Minimise,
+    PooledAnswer,
+    PooledGroup,
+    PooledSearch,
+    PooledTask,
+    PoolSupply,
+)
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast import _core
+from cascadia_fast.planning.simulated_stages import Replay, StageTraffic
 from cascadia_fast.routing import QUALITY_SLACK, RoutingGrid, route
-from cascadia_fast.simulated_stages import Replay, StageTraffic
 
 # How far the formula may overstate a p95. Measured on both benchmark cases, 3,594 engines under the trace, Poisson and
 # gamma arrivals of CV 2, at 70 to 100 % of the rate: the lowest simulated p95 is 0.845 of the formula's. On samples of

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cascadia_fast.capacity_program import TOLERANCE
+from cascadia_fast.planning.capacity_program import TOLERANCE
 
 if TYPE_CHECKING:
     import numpy as np

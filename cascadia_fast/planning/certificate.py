@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from cascadia_fast.allocation import Allocation
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import RATE_GAP, Effort
-from cascadia_fast.survival import Loss
-from cascadia_fast.surviving import deadline_metric, losses_text
+from cascadia_fast.planning.allocation import Allocation
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import RATE_GAP, Effort
+from cascadia_fast.planning.survival import Loss
+from cascadia_fast.planning.surviving import deadline_metric, losses_text
 
 Family = Literal["homogeneous", "mixed", "pooled"]
 

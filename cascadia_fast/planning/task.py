@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cascadia_fast.alternating import Options
 from cascadia_fast.blueprint import Metric
 from cascadia_fast.contradictions import check_goal_here
 from cascadia_fast.errors import InputError
+from cascadia_fast.planning.alternating import Options
 from cascadia_fast.routing import Levels
 from cascadia_fast.schema import MAX_GPUS, Goal, checked_goal
 from cascadia_fast.workload import Workload

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from cascadia_fast.blueprint import Metric
-from cascadia_fast.confidence import requests_to_meet
-from cascadia_fast.conflicts import conflict_text, smallest_conflict
 from cascadia_fast.errors import NoPlanError, PoolTooSmallError, QualityUnreachableError, RateTooHighError
-from cascadia_fast.qualities import Qualities
+from cascadia_fast.planning.confidence import requests_to_meet
+from cascadia_fast.planning.conflicts import conflict_text, smallest_conflict
+from cascadia_fast.planning.qualities import Qualities
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.solving import Effort, Minimise, Solver
+from cascadia_fast.planning.subsets import Subset
+from cascadia_fast.planning.survival import cannot_survive
+from cascadia_fast.planning.surviving import solve_surviving
+from cascadia_fast.planning.task import Task
 from cascadia_fast.routing import QUALITY_SLACK
 from cascadia_fast.schema import MAX_GPUS, Goal
-from cascadia_fast.searches import Searches
-from cascadia_fast.solving import Effort, Minimise, Solver
-from cascadia_fast.subsets import Subset
-from cascadia_fast.survival import cannot_survive
-from cascadia_fast.surviving import solve_surviving
-from cascadia_fast.task import Task
 
 # So small a part of the planned rate that every system is idle.
 IDLE = 1e-6

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cascadia_fast import highs
 from cascadia_fast.errors import CascadiaError
+from cascadia_fast.planning import highs
 
 if TYPE_CHECKING:
     import highspy

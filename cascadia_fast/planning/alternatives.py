@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import NoPlanError
-from cascadia_fast.explanation import Alternative, Outcome
+from cascadia_fast.explaining.explanation import Alternative, Outcome
+from cascadia_fast.planning.qualities import Qualities
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.subsets import Subset
 from cascadia_fast.problem import Problem
-from cascadia_fast.qualities import Qualities
-from cascadia_fast.searches import Searches
-from cascadia_fast.subsets import Subset
 
 
 def other_cascades(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cascadia_fast.capacity_bounds import (
+from cascadia_fast.planning.capacity_bounds import (
     FULL,
     OVER_FULL,
     Capacities,
@@ -19,8 +19,8 @@ from cascadia_fast.capacity_bounds import (
     StationCapacities,
     proven_limit_s,
 )
-from cascadia_fast.capacity_program import Counts, Demand, relax, solve_counts
-from cascadia_fast.station_latency import latency_of
+from cascadia_fast.planning.capacity_program import Counts, Demand, relax, solve_counts
+from cascadia_fast.planning.station_latency import latency_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_fast.confidence import few_requests, quality_bounds
-from cascadia_fast.solving import Found
-from cascadia_fast.subsets import Subset
+from cascadia_fast.planning.confidence import few_requests, quality_bounds
+from cascadia_fast.planning.solving import Found
+from cascadia_fast.planning.subsets import Subset
 
 if TYPE_CHECKING:
     from cascadia_fast.schema import Goal

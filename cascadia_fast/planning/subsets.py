@@ -27,7 +27,7 @@ from cascadia_fast.routing import (
 from cascadia_fast.workload import ScoredRequests
 
 if TYPE_CHECKING:
-    from cascadia_fast.task import Task
+    from cascadia_fast.planning.task import Task
 
 FloatArray = NDArray[np.float64]
 

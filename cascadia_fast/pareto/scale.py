@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cascadia_fast.pareto import Axis
+from cascadia_fast.pareto.front import Axis
 from cascadia_fast.timeline.series import round_number
 
 # From this ratio of the largest to the smallest value on, latencies and costs are drawn by orders of magnitude.

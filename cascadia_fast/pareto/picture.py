@@ -12,9 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from cascadia_fast.pareto import Axis, Front, FrontPoint
-from cascadia_fast.pareto_scale import Scale, scale_of
-from cascadia_fast.pareto_text import spread, thresholds_text, title_of
+from cascadia_fast.pareto.front import Axis, Front, FrontPoint
+from cascadia_fast.pareto.scale import Scale, scale_of
+from cascadia_fast.pareto.text import spread, thresholds_text, title_of
 from cascadia_fast.plan_json import replace_file
 from cascadia_fast.summary_units import OBJECTIVES, dollars, duration, number
 

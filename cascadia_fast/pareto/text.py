@@ -13,7 +13,7 @@ from cascadia_fast.summary_layout import Table, to_ascii
 from cascadia_fast.summary_units import OBJECTIVES, dollars, duration, number, plural
 
 if TYPE_CHECKING:
-    from cascadia_fast.pareto import Front, FrontPoint
+    from cascadia_fast.pareto.front import Front, FrontPoint
 
 # More rows than a screen has help nobody; JSON and CSV have all.
 MOST_ROWS = 24

@@ -19,8 +19,8 @@ from cascadia_fast.summary_units import (
 )
 
 if TYPE_CHECKING:
-    from cascadia_fast.bottleneck import Constraint
-    from cascadia_fast.explanation import Alternative, Explanation, Outcome
+    from cascadia_fast.explaining.bottleneck import Constraint
+    from cascadia_fast.explaining.explanation import Alternative, Explanation, Outcome
 
 # More rows than a screen has help nobody.
 MOST_ROWS = 12

@@ -9,8 +9,6 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, get_args
 
-from cascadia_fast.allocation import Allocation
-from cascadia_fast.alternating import Round
 from cascadia_fast.blueprint import (
     Calibration,
     CalibrationStatus,
@@ -29,17 +27,19 @@ from cascadia_fast.blueprint import (
     StageCalibration,
     StagePlan,
 )
-from cascadia_fast.certificate import Certificate
-from cascadia_fast.deployment import Station, path_latency_s, stations_of
 from cascadia_fast.economics import cost_usd_per_hour, energy_j_per_request, usd_per_request
 from cascadia_fast.placement import Placement, place_in_pools
+from cascadia_fast.planning.allocation import Allocation
+from cascadia_fast.planning.alternating import Round
+from cascadia_fast.planning.certificate import Certificate
+from cascadia_fast.planning.deployment import Station, path_latency_s, stations_of
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.simulated_plan import SimulatedPlan
+from cascadia_fast.planning.single_models import Single, best_single_model
+from cascadia_fast.planning.solving import Found
+from cascadia_fast.planning.task import Task
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import RoutingGrid, middle_thresholds, quality_ci95, threshold_intervals
-from cascadia_fast.searches import Searches
-from cascadia_fast.simulated_plan import SimulatedPlan
-from cascadia_fast.single_models import Single, best_single_model
-from cascadia_fast.solving import Found
-from cascadia_fast.task import Task
 from cascadia_fast.workload import Workload, bursty_warning
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from cascadia_fast import _core
 from cascadia_fast.fleet import StageFleet
-from cascadia_fast.paths import Paths, paths_of
+from cascadia_fast.planning.paths import Paths, paths_of
+from cascadia_fast.planning.subsets import Subset
+from cascadia_fast.planning.task import Task
 from cascadia_fast.problem import Problem
 from cascadia_fast.routing import LengthCells
 from cascadia_fast.schema import MAX_GPUS
-from cascadia_fast.subsets import Subset
-from cascadia_fast.task import Task
 
 if TYPE_CHECKING:
-    from cascadia_fast.heterogeneous import PooledStation
-    from cascadia_fast.solving import Group
+    from cascadia_fast.planning.heterogeneous import PooledStation
+    from cascadia_fast.planning.solving import Group
 
 FloatArray = NDArray[np.float64]
 
@@ -114,7 +114,7 @@ class Searches:
 
     def pooled_stations(self, subset: Subset, candidates: NDArray[np.int64], rate_per_s: float) -> list[PooledStation]:
         """Return the stations of a subset as the program over several pools takes them."""
-        from cascadia_fast.heterogeneous import PooledStation
+        from cascadia_fast.planning.heterogeneous import PooledStation
 
         grid, found = subset.grid, []
         depths = self._depths(subset)

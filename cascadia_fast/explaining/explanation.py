@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal, Self
 import orjson
 
 from cascadia_fast.blueprint import Objective, Plan
-from cascadia_fast.bottleneck import Bottleneck, Constraint, bottleneck_of, constraints_of
 from cascadia_fast.errors import NoPlanError
+from cascadia_fast.explaining.bottleneck import Bottleneck, Constraint, bottleneck_of, constraints_of
 from cascadia_fast.plan_json import Record
 from cascadia_fast.summary_units import number
 
@@ -133,7 +133,7 @@ def explain(
     alternatives
         The best plans of other kinds.
     """
-    from cascadia_fast.certificate_words import certificate_words
+    from cascadia_fast.explaining.certificate_words import certificate_words
 
     chosen, again = Outcome.of(plan), Outcome.of(replan(problem))
     return Explanation(

@@ -190,7 +190,7 @@ def few_requests(requests: ScoredRequests, thresholds: Sequence[float]) -> list[
 
 def _surface(requests: ScoredRequests, steps: NDArray[np.int32], lengths: Sequence[int]) -> _Surface:
     """Sum up the requests over a grid of `lengths` levels; `steps` are as in `BinnedRequests.escalates`."""
-    from cascadia_fast import confidence_kernels as kernels
+    from cascadia_fast.planning import confidence_kernels as kernels
 
     rows = np.zeros(requests.quality.shape, np.int32)
     for axis, length in enumerate(lengths):
@@ -268,7 +268,7 @@ def _replicated(
     requests: ScoredRequests, surface: _Surface, replicates: int, floor: float | None, seed: int, threads: int
 ) -> tuple[FloatArray, FloatArray]:
     """Return the highest and lowest deviation over a surface, of the first `replicates` replicates."""
-    from cascadia_fast import confidence_kernels as kernels
+    from cascadia_fast.planning import confidence_kernels as kernels
 
     source = np.unique(requests.source, return_inverse=True)[1].astype(np.int32)
     group_of = np.zeros(surface.mean.size, np.uint8)

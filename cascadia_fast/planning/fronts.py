@@ -10,16 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascadia_fast.blueprint import Pool
-from cascadia_fast.certificate import FAMILY_WORDS, family_of
-from cascadia_fast.deployment import path_latency_s, stations_of
 from cascadia_fast.errors import InputError, UnsupportedError
-from cascadia_fast.infeasible import why_no_plan
-from cascadia_fast.pareto import Axis, Front, FrontPoint, checked_axes
-from cascadia_fast.qualities import Qualities
-from cascadia_fast.searches import Searches
-from cascadia_fast.single_models import singles_of
-from cascadia_fast.solving import POOLED_GAP, Effort, Found, Minimise, Solver
-from cascadia_fast.subsets import Subset
+from cascadia_fast.pareto.front import Axis, Front, FrontPoint, checked_axes
+from cascadia_fast.planning.certificate import FAMILY_WORDS, family_of
+from cascadia_fast.planning.deployment import path_latency_s, stations_of
+from cascadia_fast.planning.infeasible import why_no_plan
+from cascadia_fast.planning.qualities import Qualities
+from cascadia_fast.planning.searches import Searches
+from cascadia_fast.planning.single_models import singles_of
+from cascadia_fast.planning.solving import POOLED_GAP, Effort, Found, Minimise, Solver
+from cascadia_fast.planning.subsets import Subset
 
 # A budget this much below a plan's cost, relatively, excludes the plan.
 CHEAPER = 1e-9

@@ -10,9 +10,9 @@ import numpy as np
 
 from cascadia_fast import _core
 from cascadia_fast.errors import NoPlanError
+from cascadia_fast.planning.simulated_search import Found, SimulatedSearch, worker_pool
+from cascadia_fast.planning.simulated_stages import CascadeRun, Replay, StageTraffic, run_cascade
 from cascadia_fast.routing import RoutingGrid, route
-from cascadia_fast.simulated_search import Found, SimulatedSearch, worker_pool
-from cascadia_fast.simulated_stages import CascadeRun, Replay, StageTraffic, run_cascade
 
 if TYPE_CHECKING:
     from cascadia_fast.workload import Workload

@@ -1,0 +1,1 @@
+"""Fronts: the records, as text, as JSON and CSV, and as a picture."""
