@@ -45,7 +45,7 @@ def assert_sound(plan: Plan, draw: int) -> None:
     assert plan.solver.highs.objective == pytest.approx(plan.latency_s, rel=1e-6)
     alone = Planner(problem(), threads=1)
     latency = "formula" if plan.solver.simulated is None else "simulated"
-    assert alone.plan(workload=workload_of(draw), latency=latency).plan_id == plan.plan_id
+    assert alone.plan(workload=workload_of(draw), latency=latency, skip_models=False).plan_id == plan.plan_id
 
 
 @pytest.mark.parametrize("latency", ["simulated", "formula"])
@@ -55,10 +55,10 @@ def test_plan_by_simulation(benchmark: BenchmarkFixture, latency: str) -> None:
     draws = itertools.cycle(range(DRAWS))
 
     def arguments() -> tuple[tuple[()], dict[str, Any]]:
-        return (), {"latency": latency, "workload": workload_of(next(draws))}
+        return (), {"latency": latency, "workload": workload_of(next(draws)), "skip_models": False}
 
     benchmark.pedantic(planner.plan, setup=arguments, rounds=2 * DRAWS, warmup_rounds=1)
-    plans = [planner.plan(latency=latency, workload=workload_of(draw)) for draw in range(DRAWS)]
+    plans = [planner.plan(latency=latency, workload=workload_of(draw), skip_models=False) for draw in range(DRAWS)]
     for draw, made in enumerate(plans):
         assert_sound(made, draw)
     if latency == "simulated":

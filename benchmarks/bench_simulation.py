@@ -147,7 +147,7 @@ def cascade(name: str, gpus: int, memory_utilization: float = 0.9, load: float =
     rate_per_s = problem.workload.rate_per_s * gpus / problem.gpus * (1 if memory_utilization == 0.9 else 0.5)
     problem = problem.replace(gpus=gpus, rate_per_s=rate_per_s)
     planner = Planner(problem)
-    plan = planner.plan()
+    plan = planner.plan(skip_models=False)  # all three stages are at work
     system = build_system(plan, problem)
     replicas = []
     for stage in plan.stages:
