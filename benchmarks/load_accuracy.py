@@ -29,7 +29,7 @@ from load_cases import BANDS, DISPATCHED, STRATA, Case, draw, draw_dispatched
 from numpy.typing import NDArray
 
 from cascadia_fast import _core
-from cascadia_fast.routing import LengthCells, length_cells
+from cascadia_fast.length_cells import LengthCells, length_cells
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from reference import event_simulation

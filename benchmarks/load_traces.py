@@ -34,8 +34,8 @@ from load_accuracy import FloatArray, stage
 from load_cases import EngineSpec, IntArray
 
 from cascadia_fast import _core
+from cascadia_fast.length_cells import length_cells
 from cascadia_fast.readers import read_table
-from cascadia_fast.routing import length_cells
 from cascadia_fast.workload import MIN_WINDOWS, Arrivals
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))

@@ -18,6 +18,7 @@ from pathlib import Path
 import cascadia_fast as cf
 from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
+from cascadia_fast.length_cells import all_cells
 from cascadia_fast.planner import Planner
 from cascadia_fast.planning.deployment import path_latency_s, stations_of
 from cascadia_fast.planning.searches import Searches
@@ -25,7 +26,6 @@ from cascadia_fast.planning.solving import found_of
 from cascadia_fast.planning.subsets import subsets_of
 from cascadia_fast.planning.task import Task
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import all_cells
 from cascadia_fast.workload import Arrivals, Workload
 
 CASES = ("deepseek", "llama20k")

@@ -13,6 +13,7 @@ from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import InputError, NoPlanError
 from cascadia_fast.explaining.explanation import Alternative
 from cascadia_fast.fleet import build_fleet, build_judge_fleet
+from cascadia_fast.length_cells import all_cells
 from cascadia_fast.pareto.front import Front
 from cascadia_fast.planning.alternating import Options, Run, alternate
 from cascadia_fast.planning.alternatives import other_cascades, other_shapes, shape_alternative
@@ -30,7 +31,7 @@ from cascadia_fast.planning.subsets import subsets_of
 from cascadia_fast.planning.surviving import checked_losses, solve_surviving
 from cascadia_fast.planning.task import Task, task_of
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import Levels, all_cells
+from cascadia_fast.routing import Levels
 from cascadia_fast.workload import Workload
 
 LIBRARIES = ("cascadia_fast.routing_kernels", "highspy")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast.errors import CascadiaWarning, InputError
+from cascadia_fast.length_cells import LengthCells, all_cells, sealed
 from cascadia_fast.student_t import student_t975
 from cascadia_fast.workload import ScoredRequests
 
@@ -26,33 +27,10 @@ IndexArray = NDArray[np.int32]
 Levels = Sequence[Sequence[float] | FloatArray] | Literal["distinct"] | None
 
 QUALITY_SLACK = 1e-9  # points by which a mean may miss a floor and still meet it: sums round
-OWN_CELL_REQUESTS = 512  # up to here a sample is so small that binning its lengths would lose more than it saves
 FINE_STAGES = 4  # cascades up to here get all of 0 … 100 and never, longer ones at most COARSE_COMBINATIONS
 COARSE_COMBINATIONS = 20_000
 MAX_COMBINATIONS = 1 << 22
-ROUNDING = 1e-9  # relative, of a variance made of sums
 TABULATED_ENTRIES = 1 << 24  # combinations × length cells of a stage: 128 MiB; beyond, rows are made when asked for
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class LengthCells:
-    """A stage's lengths, cut into K cells; routing changes how much each cell weighs, never the cells.
-
-    Parameters
-    ----------
-    tokens_in, tokens_out
-        Shape (K,): the cells' mean lengths in tokens.
-    cell_of
-        Shape (n,): the cell of each request.
-    spread_out
-        Shape (K,): standard deviation of the answers' lengths within each cell. The tail of the answers is sparse, so
-        that a p95 taken from cell means alone can be 14 % off.
-    """
-
-    tokens_in: FloatArray
-    tokens_out: FloatArray
-    cell_of: IndexArray
-    spread_out: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +53,7 @@ class BinnedRequests:
             for before, after, level in zip(self.rows[:-1], self.rows[1:], self.levels, strict=True)
         ]
         n = self.rows[0].size
-        return _sealed(np.ascontiguousarray(np.stack(steps, axis=1) if steps else np.empty((n, 0), np.int32), np.int32))
+        return sealed(np.ascontiguousarray(np.stack(steps, axis=1) if steps else np.empty((n, 0), np.int32), np.int32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,44 +132,6 @@ class RoutingGrid:
         return int(np.flatnonzero((self.routings == wanted).all(axis=1))[0])
 
 
-def length_cells(input_tokens: FloatArray, output_tokens: FloatArray, weight: FloatArray) -> LengthCells:
-    """Cut requests into 16 groups by output length, each into 4 by input length, finer towards the long ones.
-
-    Requests of (nearly) the same lengths share a cell, so there can be fewer than 64. Up to 512 requests are a cell
-    each. Takes O(n): cuts are read off histograms whose buckets are 0.4 % (outputs) and 1.6 % (inputs) wide.
-
-    Parameters
-    ----------
-    input_tokens, output_tokens
-        Shape (n,), tokens, positive.
-    weight
-        Shape (n,), not negative and not all zero.
-    """
-    tokens_in, tokens_out, share = (np.ascontiguousarray(a, np.float64) for a in (input_tokens, output_tokens, weight))
-    cell_of = np.arange(share.size, dtype=np.int32)
-    if share.size <= OWN_CELL_REQUESTS:
-        alone = _sealed(np.zeros(share.size))
-        return LengthCells(_sealed(tokens_in.copy()), _sealed(tokens_out.copy()), _sealed(cell_of), alone)
-    from cascadia_fast import routing_kernels as kernels
-
-    cells = kernels.assign_cells(tokens_in.view(np.int64), tokens_out.view(np.int64), share, cell_of)
-    sums = np.zeros((cells, 4))
-    kernels.sum_cells(cell_of, tokens_in, tokens_out, share, sums)
-    means = np.ascontiguousarray((sums[:, 1:] / sums[:, :1]).T)
-    # Rounding leaves a little where all answers are equally long.
-    variance = means[2] - means[1] ** 2
-    spread = np.sqrt(np.where(variance > ROUNDING * means[2], variance, 0.0))
-    return LengthCells(_sealed(means[0]), _sealed(means[1]), _sealed(cell_of), _sealed(spread))
-
-
-def all_cells(requests: ScoredRequests) -> tuple[LengthCells, ...]:
-    """Return the length cells of every model of the requests."""
-    return tuple(
-        length_cells(tokens_in, tokens_out, requests.weight)
-        for tokens_in, tokens_out in zip(requests.input_tokens, requests.output_tokens, strict=True)
-    )
-
-
 def routing_grid(
     requests: ScoredRequests, levels: Levels = None, cells: tuple[LengthCells, ...] | None = None
 ) -> RoutingGrid:
@@ -230,7 +170,7 @@ def bin_requests(
     rows = [np.zeros(requests.size, np.int32)]
     for score, level in zip(requests.score, chosen, strict=False):
         rows.append(_extended_rows(rows[-1], score, level))
-    return BinnedRequests(chosen, tuple(_sealed(row) for row in rows), cells or all_cells(requests))
+    return BinnedRequests(chosen, tuple(sealed(row) for row in rows), cells or all_cells(requests))
 
 
 def grid_of_bins(requests: ScoredRequests, bins: BinnedRequests) -> RoutingGrid:
@@ -260,8 +200,8 @@ def grid_of_bins(requests: ScoredRequests, bins: BinnedRequests) -> RoutingGrid:
             occupied = np.bincount(rows, minlength=combinations) > 0
             arrived = np.bincount(rows, requests.weight, combinations).astype(np.float64)
             reached = _accumulated(arrived, axes).ravel() / total
-        cell_weight.append(_sealed(sums))
-        reach.append(_sealed(reached))
+        cell_weight.append(sealed(sums))
+        reach.append(sealed(reached))
         quality += _accumulated(gains, axes).reshape(axes + (1,) * (len(lengths) - stage))
         if stage:
             distinct = distinct[..., None] & _changes_routing(occupied.reshape(axes))
@@ -270,8 +210,8 @@ def grid_of_bins(requests: ScoredRequests, bins: BinnedRequests) -> RoutingGrid:
         bins=bins,
         cell_weight=tuple(cell_weight),
         reach=tuple(reach),
-        quality=_sealed(quality.ravel() / total),
-        routings=_sealed(np.argwhere(distinct).astype(np.int32)),
+        quality=sealed(quality.ravel() / total),
+        routings=sealed(np.argwhere(distinct).astype(np.int32)),
     )
 
 
@@ -318,7 +258,7 @@ def _threshold_levels(requests: ScoredRequests, levels: Levels) -> tuple[FloatAr
     if isinstance(levels, str):
         if levels != "distinct":
             raise InputError(f"levels is {levels!r}; use 'distinct', or one list of levels for each threshold")
-        return tuple(_sealed(np.append(np.unique(score), np.inf)) for score in requests.score[:-1])
+        return tuple(sealed(np.append(np.unique(score), np.inf)) for score in requests.score[:-1])
     if len(levels) != thresholds:
         raise InputError(f"levels has {len(levels)} lists; {len(requests.models)} models have {thresholds} thresholds")
     chosen = []
@@ -326,12 +266,12 @@ def _threshold_levels(requests: ScoredRequests, levels: Levels) -> tuple[FloatAr
         level = np.array(given, dtype=np.float64).ravel()
         if np.isnan(level).any() or (np.diff(level) <= 0).any() or (level == -np.inf).any():
             raise InputError(f"levels of threshold {index + 1} are {level.tolist()}; they must be ascending numbers")
-        chosen.append(_sealed(level if level.size and level[-1] == np.inf else np.append(level, np.inf)))
+        chosen.append(sealed(level if level.size and level[-1] == np.inf else np.append(level, np.inf)))
     return tuple(chosen)
 
 
 def _default_levels(thresholds: int) -> FloatArray:
-    return _sealed(np.append(np.arange(101.0), np.inf)) if thresholds < FINE_STAGES else coarse_levels(thresholds)
+    return sealed(np.append(np.arange(101.0), np.inf)) if thresholds < FINE_STAGES else coarse_levels(thresholds)
 
 
 def coarse_levels(thresholds: int) -> FloatArray:
@@ -339,7 +279,7 @@ def coarse_levels(thresholds: int) -> FloatArray:
     count = 2
     while (count + 1) ** thresholds <= COARSE_COMBINATIONS:
         count += 1
-    return _sealed(np.append(np.rint(np.linspace(0, 100, count)[:-1]), np.inf))
+    return sealed(np.append(np.rint(np.linspace(0, 100, count)[:-1]), np.inf))
 
 
 def route(requests: ScoredRequests, thresholds: Sequence[float]) -> NDArray[np.intp]:
@@ -461,8 +401,3 @@ def _checked(requests: ScoredRequests, thresholds: Sequence[float]) -> Sequence[
     if any(math.isnan(threshold) for threshold in thresholds):
         raise InputError(f"thresholds are {list(thresholds)}; each must be a number, or inf for never")
     return thresholds
-
-
-def _sealed(array: NDArray[Any]) -> NDArray[Any]:
-    array.setflags(write=False)
-    return array

@@ -16,7 +16,7 @@ import pytest
 PLANNER = {"planner", "planning", "Planner", "plan"}
 PUBLIC_FACE = {"__init__", "__main__", "cli"}
 # Inputs and the plan itself know nothing of how a plan is found.
-SOLVING = PLANNER | {"fleet", "routing", "routing_kernels", "_core"}
+SOLVING = PLANNER | {"fleet", "length_cells", "routing", "routing_kernels", "_core"}
 INPUTS = {
     "errors",
     "architecture",

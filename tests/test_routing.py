@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reference import routing as oracle
 
 import cascadia_fast
-from cascadia_fast import routing
+from cascadia_fast import length_cells, routing
 from cascadia_fast.errors import CascadiaWarning, InputError
 from cascadia_fast.student_t import student_t975
 from cascadia_fast.workload import ScoredRequests
@@ -260,7 +260,7 @@ def test_malformed_thresholds_are_named(decide: object, thresholds: tuple[float,
 
 def test_up_to_512_requests_are_cells_of_their_own() -> None:
     tokens_in, tokens_out = np.arange(1.0, 513.0), np.arange(512.0, 0.0, -1.0)
-    cells = routing.length_cells(tokens_in, tokens_out, np.ones(512))
+    cells = length_cells.length_cells(tokens_in, tokens_out, np.ones(512))
     np.testing.assert_array_equal(cells.tokens_in[cells.cell_of], tokens_in)
     np.testing.assert_array_equal(cells.tokens_out[cells.cell_of], tokens_out)
     assert not cells.spread_out.any()
@@ -270,7 +270,7 @@ def test_cells_hold_their_weighted_means_and_are_finer_towards_long_outputs() ->
     rng = np.random.default_rng(5)
     tokens_in, tokens_out = np.rint(rng.lognormal((7.0, 5.5), 1.3, (50_000, 2))).clip(1).T
     weight = rng.uniform(0, 2, tokens_in.size)
-    cells = routing.length_cells(tokens_in, tokens_out, weight)
+    cells = length_cells.length_cells(tokens_in, tokens_out, weight)
     in_cell = np.bincount(cells.cell_of, weights=weight)
     assert in_cell.size == cells.tokens_in.size == cells.tokens_out.size == 64
     np.testing.assert_allclose(cells.tokens_in, np.bincount(cells.cell_of, weight * tokens_in) / in_cell)
@@ -299,7 +299,7 @@ def test_few_distinct_lengths_give_few_cells_none_without_weight(lengths: list[f
     tokens_in, tokens_out = rng.choice(lengths, (2, 600))
     weight = rng.choice([0.0, 0.0, 1.0, 7.0], 600)
     weight[rng.integers(600)] = 1.0
-    cells = routing.length_cells(tokens_in, tokens_out, weight)
+    cells = length_cells.length_cells(tokens_in, tokens_out, weight)
     in_cell = np.bincount(cells.cell_of, weight, minlength=cells.tokens_in.size)
     assert in_cell.size == cells.tokens_in.size <= len(set(lengths)) ** 2
     assert (in_cell > 0).all()

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from cascadia_fast import _core
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.fleet import build_fleet
+from cascadia_fast.length_cells import length_cells
 from cascadia_fast.planner import Planner
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import RoutingGrid, length_cells, routing_grid
+from cascadia_fast.routing import RoutingGrid, routing_grid
 
 GPUS = 10_240
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from cascadia_fast import _core
 from cascadia_fast.fleet import StageFleet
+from cascadia_fast.length_cells import LengthCells
 from cascadia_fast.planning.paths import Paths, paths_of
 from cascadia_fast.planning.subsets import Subset
 from cascadia_fast.planning.task import Task
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import LengthCells
 from cascadia_fast.schema import MAX_GPUS
 
 if TYPE_CHECKING:

@@ -16,14 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cascadia_fast.routing import (
-    QUALITY_SLACK,
-    LengthCells,
-    Levels,
-    RoutingGrid,
-    coarse_levels,
-    routing_grid,
-)
+from cascadia_fast.length_cells import LengthCells
+from cascadia_fast.routing import QUALITY_SLACK, Levels, RoutingGrid, coarse_levels, routing_grid
 from cascadia_fast.workload import ScoredRequests
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from reference.planning_stations import Engine, Lengths, Traffic, nodes_of
 
 from cascadia_fast.fleet import StageFleet, build_fleet, build_judge_fleet
+from cascadia_fast.length_cells import all_cells
 from cascadia_fast.planning.paths import paths_of
 from cascadia_fast.problem import Problem
-from cascadia_fast.routing import all_cells, route, routing_grid
+from cascadia_fast.routing import route, routing_grid
 from cascadia_fast.workload import ScoredRequests
 
 FloatArray = NDArray[np.float64]
