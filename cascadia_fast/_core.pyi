@@ -498,14 +498,24 @@ class Scheduler:
 class Station:
     def __init__(
         self,
-        engines: Sequence[tuple[StepCosts, int, float]],
+        engines: Sequence[tuple[StepCosts, int, float] | tuple[StepCosts, int, float, float, float]],
         *,
         scheduler: Scheduler | None = None,
         dispatch: str = "capacity_weighted",
     ) -> None: ...
 
+class Gears:
+    def __init__(
+        self,
+        up_to_per_s: NDArray[np.float64],
+        window_s: float,
+        queue_factor: float,
+        first_station: NDArray[np.int32],
+    ) -> None: ...
+
 class Simulated:
     status: NDArray[np.uint8]
+    gear: NDArray[np.uint8]
     arrived_s: NDArray[np.float64]
     first_token_s: NDArray[np.float64]
     finished_s: NDArray[np.float64]
@@ -530,6 +540,8 @@ def simulate(
     tokens_in: NDArray[np.int32],
     tokens_out: NDArray[np.int32],
     path: NDArray[np.uint16],
+    gears: Gears | None = None,
+    judged: NDArray[np.uint16] | None = None,
     judge_tokens_in: NDArray[np.int32] | None = None,
     judge_tokens_out: NDArray[np.int32] | None = None,
     judge_delay_s: NDArray[np.float64] = ...,

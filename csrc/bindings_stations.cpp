@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <tuple>
+#include <variant>
 
 namespace cascadia {
 
@@ -36,7 +37,24 @@ Scheduler make_scheduler(const std::string& batching, const std::string& admissi
   return scheduler;
 }
 
-HeldStation make_station(const std::vector<std::tuple<std::shared_ptr<StepCosts>, int, double>>& engines,
+using EngineKind = std::tuple<std::shared_ptr<StepCosts>, int, double>;
+using WindowedKind = std::tuple<std::shared_ptr<StepCosts>, int, double, double, double>;
+
+Window window_of(const std::variant<EngineKind, WindowedKind>& kind) {
+  if (std::holds_alternative<EngineKind>(kind)) return {};
+  const auto& [costs, count, capacity_per_s, opens_s, closes_s] = std::get<WindowedKind>(kind);
+  require(opens_s >= 0 && opens_s < 1e12 && closes_s > opens_s,
+          "An engine is open from " + std::to_string(opens_s) + " s to " + std::to_string(closes_s) +
+              " s: give an opens_s from 0 to 1e12 and a closes_s after it.");
+  return {opens_s, closes_s};
+}
+
+EngineKind engines_of(const std::variant<EngineKind, WindowedKind>& kind) {
+  return std::visit(
+      [](const auto& one) -> EngineKind { return {std::get<0>(one), std::get<1>(one), std::get<2>(one)}; }, kind);
+}
+
+HeldStation make_station(const std::vector<std::variant<EngineKind, WindowedKind>>& engines,
                          const std::optional<Scheduler>& scheduler, const std::string& dispatch) {
   require(!engines.empty(), "A station has no engines: give at least one.");
   HeldStation held;
@@ -47,15 +65,19 @@ HeldStation make_station(const std::vector<std::tuple<std::shared_ptr<StepCosts>
                                             {"least_outstanding", Dispatch::least_outstanding},
                                             {"capacity_weighted", Dispatch::capacity_weighted},
                                             {"power_of_two", Dispatch::power_of_two}});
-  for (const auto& [costs, count, capacity_per_s] : engines) {
+  bool lasts = false;
+  for (const auto& kind : engines) {
+    const auto [costs, count, capacity_per_s] = engines_of(kind);
     require(costs != nullptr, "An engine of a station is None: give its StepCosts.");
     require(count >= 1 && count <= kMostReplicas,
             "A station has " + std::to_string(count) + " engines of a kind: give 1 to 1,000,000.");
     require(capacity_per_s > 0 && std::isfinite(capacity_per_s),
             "capacity_per_s is " + std::to_string(capacity_per_s) + ": give a finite number above 0.");
     held.kinds.push_back(costs);
-    held.station.engines.push_back({costs.get(), count, capacity_per_s});
+    held.station.engines.push_back({costs.get(), count, capacity_per_s, window_of(kind)});
+    lasts |= held.station.engines.back().window.closes_s == std::numeric_limits<double>::infinity();
   }
+  require(lasts, "All engines of a station close for good: leave one open, its closes_s infinite.");
   return held;
 }
 
@@ -143,8 +165,10 @@ void register_stations(py::module_& m) {
   py::class_<HeldStation>(m, "Station", "The replicas that serve one stage, or that judge.")
       .def(py::init(&make_station), "engines"_a, py::kw_only(), "scheduler"_a = py::none(),
            "dispatch"_a = "capacity_weighted",
-           "engines: (costs, how many, capacity_per_s of one) per kind. dispatch: round_robin, random, "
-           "least_outstanding, capacity_weighted or power_of_two.");
+           "engines: (costs, how many, capacity_per_s of one) per kind, and opens_s, closes_s where they take visits "
+           "from some time or until some time only; what they have then they finish. While none is open visits wait "
+           "at those that open soonest.\ndispatch: round_robin, random, least_outstanding, capacity_weighted or "
+           "power_of_two.");
 }
 
 }  // namespace cascadia

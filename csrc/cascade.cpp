@@ -8,6 +8,7 @@
 #include <string>
 
 #include "event_tree.hpp"
+#include "fleet.hpp"
 
 namespace cascadia {
 namespace {
@@ -18,30 +19,6 @@ constexpr std::int64_t kEventsBetweenChecks = 1 << 15;
 constexpr std::uint32_t kFetchAhead = 8;
 // Purposes of random draws; each row of the results has a stream for every one.
 constexpr std::uint64_t kPurposes = 4, kDispatch = 0, kJudgeDelay = 2;
-
-// The replicas of all stations, one after another.
-struct Fleet {
-  std::vector<Engine> engines;
-  std::vector<Dispatcher> dispatchers;    // by station
-  std::vector<std::size_t> first;         // engine of each station
-  std::vector<std::uint16_t> station_of;  // by engine
-
-  Fleet(const CascadeSpec& spec, bool expires) {
-    for (const auto* stations : {&spec.stages, &spec.judge})
-      for (const Station& station : *stations) {
-        check(station.scheduler);
-        first.push_back(engines.size());
-        std::vector<double> capacity;
-        for (const Station::Kind& kind : station.engines)
-          for (int replica = 0; replica < kind.count; ++replica) {
-            engines.emplace_back(*kind.costs, station.scheduler, expires);
-            capacity.push_back(kind.capacity_per_s);
-            station_of.push_back(static_cast<std::uint16_t>(first.size() - 1));
-          }
-        dispatchers.emplace_back(station.dispatch, std::move(capacity));
-      }
-  }
-};
 
 // A visit on its way to its next station, or, as nobody, a client about to send its next request.
 struct Handover {
@@ -73,6 +50,7 @@ class Cascade {
         rows_(spec.judge.empty() ? stages_ : 2 * stages_ - 1),
         sent_all_(static_cast<std::uint32_t>(stream.drawn.size())),
         paths_(requests.path.begin(), requests.path.end()),
+        shift_(spec.gears),
         visits_(sent_all_),
         fleet_(spec, expires_),
         events_(fleet_.engines.size()) {
@@ -99,6 +77,7 @@ class Cascade {
   void set_lengths();
   void take_arrival(double now_s);
   void enter(double now_s);
+  std::size_t gear_of_arrival(double now_s);
   void open_record(std::uint32_t request);
   void arrive(std::uint32_t visit, double now_s);
   void end_steps(std::size_t engine, double now_s);
@@ -124,8 +103,9 @@ class Cascade {
   std::uint32_t sent_all_, next_ = 0;
   double outside_s_ = kNever;  // the next arrival at a given time
   std::int64_t done_ = 0;
-  std::vector<Lengths> lengths_;  // [drawn][row]
-  std::vector<std::uint16_t> paths_;
+  std::vector<Lengths> lengths_;      // [drawn][row]
+  std::vector<std::uint16_t> paths_;  // [gear][drawn]
+  GearShift shift_;
   Visits visits_;
   Fleet fleet_;
   EventTree events_;
@@ -209,7 +189,10 @@ void Cascade::enter(double now_s) {
   v.request = request;
   v.drawn = static_cast<std::uint32_t>(stream_.drawn[request]);
   if (v.drawn >= requests_.n) throw std::out_of_range("drawn has changed during the simulation: leave it as it is.");
-  v.path = paths_[v.drawn];
+  const std::size_t gear = gear_of_arrival(now_s);
+  outcome_.gear[request] = static_cast<std::uint8_t>(gear);
+  v.path = paths_[gear * requests_.n + v.drawn];
+  v.judged = requests_.judged[gear];
   v.deadline_s = now_s + stream_.timeout_s;
   outcome_.ends_s[std::size_t{3} * request] = now_s;
   set_row(v, static_cast<std::size_t>(std::countr_zero(v.path)));
@@ -217,9 +200,15 @@ void Cascade::enter(double now_s) {
   arrive(visit, now_s);
 }
 
+std::size_t Cascade::gear_of_arrival(double now_s) {
+  if (spec_.gears.count() == 1) return 0;
+  return shift_.arrive(now_s, [this](std::size_t station) { return fleet_.waiting(station); });
+}
+
 // Nothing is known yet. Done request by request, since the memory of millions of them takes seconds to touch.
 void Cascade::open_record(std::uint32_t request) {
   outcome_.status[request] = static_cast<std::uint8_t>(Status::unfinished);
+  outcome_.gear[request] = 0;
   std::ranges::fill(outcome_.ends_s.subspan(std::size_t{3} * request, 3), kUnknown);
   if (outcome_.times_s.empty()) return;
   for (std::size_t row = 0; row < rows_; ++row) {
@@ -245,7 +234,7 @@ void Cascade::arrive(std::uint32_t visit, double now_s) {
   Visit& v = visits_[visit];
   const std::size_t station = std::min<std::size_t>(v.row, stages_);
   Dispatcher& dispatcher = fleet_.dispatchers[station];
-  const std::size_t replica = dispatcher.choose(draws_, kPurposes * v.row + kDispatch, v.request);
+  const std::size_t replica = dispatcher.choose(now_s, draws_, kPurposes * v.row + kDispatch, v.request);
   const std::size_t engine = fleet_.first[station] + replica;
   record_arrival(v, replica, now_s);
   if (!fleet_.engines[engine].holds(std::int64_t{v.tokens_in} + v.tokens_out)) {
@@ -287,16 +276,15 @@ void Cascade::start_step(std::size_t engine, double now_s) {
   }
 }
 
-// The answer of a stage goes to its judge, that of the last stage to the user; what a judge has seen goes on.
+// An answer that is to be judged goes to the judge; any other, and what a judge has seen, goes on along the path, at
+// the end of which the user has it: as it was written if nobody had to see it first.
 void Cascade::hand_on(std::uint32_t visit, double finished_s) {
   Visit& v = visits_[visit];
   const std::size_t row = v.row;
-  if (row < stages_ - 1) {
+  if (row < stages_ && (v.judged >> row & 1) != 0) {
     judge(visit, finished_s);
-  } else if (row == stages_ - 1) {
-    served(visit, v.first_token_s, finished_s);
-  } else if (!go_to(visit, row - stages_, finished_s)) {
-    served(visit, finished_s, finished_s);
+  } else if (!go_to(visit, row % stages_, finished_s)) {
+    served(visit, row < stages_ ? v.first_token_s : finished_s, finished_s);
   }
 }
 

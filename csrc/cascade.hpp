@@ -13,6 +13,7 @@
 
 #include "dispatch.hpp"
 #include "engine.hpp"
+#include "gears.hpp"
 
 namespace cascadia {
 
@@ -22,18 +23,22 @@ struct Station {
     const StepCosts* costs = nullptr;
     int count = 1;
     double capacity_per_s = 1;  // of one replica; only ratios count
+    Window window;
   };
   std::vector<Kind> engines;
   Scheduler scheduler;
   Dispatch dispatch = Dispatch::capacity_weighted;
 };
 
-/// What happens to the `n` different requests that may be drawn. Lengths by station and request, [station][n].
+/// What happens to the `n` different requests that may be drawn. Lengths by station and request, [station][n]; what
+/// depends on the gear that a request enters with comes by gear.
 struct Requests {
   std::size_t n = 0;
   std::span<const std::int32_t> tokens_in, tokens_out;
   std::span<const std::int32_t> judge_tokens_in, judge_tokens_out;  // with a hosted judge: for the answer of each stage
-  std::span<const std::uint16_t> path;                              // bit s: it visits stage s
+  std::span<const std::uint16_t> path;                              // [gear][n] bit s: it visits stage s
+  // [gear] bit s: what stage s answers is judged before anybody sees it. Other answers go straight on.
+  std::vector<std::uint16_t> judged;
 };
 
 /// Which requests are sent, and when: at given times, or by clients that wait for an answer before they send the next.
@@ -52,8 +57,9 @@ enum class Status : std::uint8_t { served, timed_out, refused, unfinished };
 /// hosted; the three arrays by row may be empty.
 struct Outcome {
   std::span<std::uint8_t> status;
-  std::span<double> ends_s;   // [request][arrived, first token, finished], at the cascade
-  std::span<double> times_s;  // [row][request][arrived, admitted, first token, finished]
+  std::span<std::uint8_t> gear;  // 0 where it never entered
+  std::span<double> ends_s;      // [request][arrived, first token, finished], at the cascade
+  std::span<double> times_s;     // [row][request][arrived, admitted, first token, finished]
   std::span<std::int32_t> replica;
   std::span<std::uint8_t> preempted;
   std::vector<EngineCounts> engines;
@@ -67,6 +73,7 @@ struct CascadeSpec {
   std::vector<Station> stages;
   std::vector<Station> judge;              // none or one
   std::vector<double> judge_delay_s{0.0};  // equally likely ones of an external judge
+  Gears gears;                             // one, unless given
 };
 
 /// `go_on` is asked now and then with the number of requests that are done; false ends the simulation as it stands.

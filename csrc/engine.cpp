@@ -27,17 +27,19 @@ void check(const Scheduler& scheduler) {
                                 ": give a share of the prompt tokens.");
 }
 
-Engine::Engine(const StepCosts& costs, const Scheduler& scheduler, bool expires)
+Engine::Engine(const StepCosts& costs, const Scheduler& scheduler, bool expires, double opens_s)
     : costs_(&costs),
       scheduler_(&scheduler),
+      opens_s_(opens_s),
       expires_(expires),
       contexts_(costs.context, scheduler.block_tokens),
       waiting_(scheduler.admission) {}
 
 void Engine::arrive(Visits& visits, std::uint32_t visit, double now_s) {
   waiting_.push(visits, visit);
+  ++unadmitted_;
   if (state_ == State::idle) {
-    now_s_ = event_s_ = now_s;
+    now_s_ = event_s_ = std::max(now_s, opens_s_);
     state_ = State::between_steps;
   } else if (state_ == State::in_steps && joining_.empty() && partial_ == kNobody && waiting_.head() == visit) {
     // At the next step it is admitted, or, where there is no room before somebody leaves, dropped at its deadline. The
@@ -124,13 +126,17 @@ void Engine::admit(Visits& visits, Prompts& prompts, std::vector<std::uint32_t>&
     Visit& v = visits[visit];
     if (expires_ && v.deadline_s <= now_s_) {
       waiting_.pop(visits);
+      unadmitted_ -= std::isnan(v.admitted_s);
       expired.push_back(visit);
       continue;
     }
     const bool preempted = counts_.preemptions > prompts.preemptions;  // then nobody is admitted, as in vLLM
     if (preempted || prompts.budget == 0 || places() == costs_->max_num_seqs || !fits(v, prompts.held_bytes)) break;
     waiting_.pop(visits);
-    if (std::isnan(v.admitted_s)) v.admitted_s = now_s_;
+    if (std::isnan(v.admitted_s)) {
+      v.admitted_s = now_s_;
+      --unadmitted_;
+    }
     v.admission = admissions_++;
     read(visits, visit, cached_tokens(v), prompts);
   }

@@ -44,13 +44,16 @@ struct EngineCounts {
 
 class Engine {
  public:
-  /// `expires`: visits have deadlines.
-  Engine(const StepCosts& costs, const Scheduler& scheduler, bool expires);
+  /// `expires`: visits have deadlines. No step starts before `opens_s`.
+  Engine(const StepCosts& costs, const Scheduler& scheduler, bool expires, double opens_s);
 
   const StepCosts& costs() const { return *costs_; }
   const EngineCounts& counts() const { return counts_; }
   /// Whether the KV cache could ever hold that many tokens of one request.
   bool holds(std::int64_t tokens) const { return contexts_.kv_bytes_of(tokens) <= costs_->kv_capacity_bytes; }
+
+  /// Visits that have never been admitted.
+  std::int64_t waiting() const { return unadmitted_; }
 
   /// When something happens next if nothing arrives; infinite in an idle engine.
   double event_s() const { return event_s_; }
@@ -112,6 +115,7 @@ class Engine {
   double step_growth_s_ = 0;  // and by how much each takes longer than the one before
   std::int64_t run_steps_ = 0;
   bool decodes_run_ = false;  // in the steps in flight
+  double opens_s_;
   bool expires_;
   State state_ = State::idle;
   Contexts contexts_;
@@ -121,6 +125,7 @@ class Engine {
   std::int64_t partial_read_ = 0;       // and how many of its tokens are in the cache
   std::uint32_t admissions_ = 0;
   WaitingLine waiting_;
+  std::int64_t unadmitted_ = 0;  // of those that wait; the others were preempted
   EngineCounts counts_;
 };
 

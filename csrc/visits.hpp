@@ -19,6 +19,7 @@ struct alignas(64) Visit {
   std::uint32_t admission;    // number of its latest admission to the engine
   std::uint32_t next;         // in a queue, or among the free ones
   std::uint16_t path;         // bit s: the request visits stage s
+  std::uint16_t judged;       // bit s: what stage s answers is judged before anybody sees it
   std::uint8_t row;           // of the results
   std::uint8_t preempted;
   bool growing;  // its context is shorter than the window

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from reference import cascade_engine, cascade_simulation
+from reference import cascade_engine, cascade_simulation, gears
 from reference.brute_force import engine
 
 from cascadia_fast import _core
@@ -16,6 +16,9 @@ from cascadia_fast import _core
 DISPATCHES = ("round_robin", "random", "least_outstanding", "capacity_weighted", "power_of_two")
 BATCHINGS = ("chunked", "prompts_first")
 ADMISSIONS = ("fcfs", "shortest_first")
+ROUNDING = 1e-9
+TIMES = ("arrived_s", "first_token_s", "finished_s", "times_s", "busy_s", "decoding_s", "peak_kv_share", "ended_s")
+COUNTS = ("status", "gear", "replica", "preempted", "station", "steps", "prompt_tokens", "preemptions", "visits_done")
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class Station:
-    engines: Sequence[tuple[Kind, int, float]]  # how many, and capacity of one
+    # How many, and capacity of one; when it opens and closes, unless it is always open.
+    engines: Sequence[tuple[Kind, int, float] | tuple[Kind, int, float, float, float]]
     dispatch: str = "capacity_weighted"
     scheduler: dict[str, Any] = field(default_factory=dict)
 
     def core(self) -> _core.Station:
-        engines = [(kind.core, count, capacity_per_s) for kind, count, capacity_per_s in self.engines]
+        engines: list[Any] = [(kind.core, *rest) for kind, *rest in self.engines]
         return _core.Station(engines, scheduler=_core.Scheduler(**self.scheduler), dispatch=self.dispatch)
 
     def slow(self) -> cascade_simulation.Station:
-        engines = [(kind.slow, count, capacity_per_s) for kind, count, capacity_per_s in self.engines]
+        engines: list[Any] = [(kind.slow, *rest) for kind, *rest in self.engines]
         return cascade_simulation.Station(engines, cascade_engine.Scheduler(**self.scheduler), self.dispatch)
 
 
@@ -57,16 +61,43 @@ class Case:
     stages: Sequence[Station]
     judge: Station | None
     arguments: dict[str, Any]
+    gears: gears.Gears | None = None
 
     def core(self, **changes: Any) -> Any:
         """A `_core.Simulated`; it has visits unless asked not to, which its type cannot know."""
         judge = None if self.judge is None else self.judge.core()
-        arguments = {**self.arguments, **changes}
+        arguments = {"gears": self._core_gears(), **self.arguments, **changes}
         return _core.simulate([station.core() for station in self.stages], judge=judge, **arguments)
 
     def slow(self) -> cascade_simulation.Simulated:
         judge = None if self.judge is None else self.judge.slow()
-        return cascade_simulation.simulate([station.slow() for station in self.stages], judge=judge, **self.arguments)
+        stages = [station.slow() for station in self.stages]
+        return cascade_simulation.simulate(stages, judge=judge, gears=self.gears, **self.arguments)
+
+    def _core_gears(self) -> _core.Gears | None:
+        if self.gears is None:
+            return None
+        given = self.gears
+        limits_per_s, first = np.array(given.up_to_per_s, float), np.array(given.first_station, np.int32)
+        return _core.Gears(limits_per_s, given.window_s, given.queue_factor, first)
+
+
+def check(case: Case, rounding: float = ROUNDING) -> cascade_simulation.Simulated:
+    """Both simulators on one case; the slow one's answer comes back."""
+    found, expected = case.core(), case.slow()
+    for name in COUNTS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    for name in TIMES:
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(expected, name), rtol=rounding, atol=0, equal_nan=True, err_msg=name
+        )
+    assert not found.interrupted
+    return expected
+
+
+def steady(step_s: float) -> Kind:
+    """One place; every step takes the same."""
+    return Kind.measured(decode_step_s=[step_s] * 2, prompt_step_s=[step_s] * 9, sampled_s=[0.0] * 2)
 
 
 def one_engine(

@@ -8,28 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import cascade_simulation
 from reference.cascade_simulation import REFUSED, SERVED, TIMED_OUT, UNFINISHED
-from simulator_cases import ADMISSIONS, BATCHINGS, DISPATCHES, Case, Kind, Station, one_engine, random_case
+from simulator_cases import (
+    ADMISSIONS,
+    BATCHINGS,
+    DISPATCHES,
+    ROUNDING,
+    Case,
+    Kind,
+    Station,
+    check,
+    one_engine,
+    random_case,
+    steady,
+)
 
 from cascadia_fast import _core
-
-ROUNDING = 1e-9
-TIMES = ("arrived_s", "first_token_s", "finished_s", "times_s", "busy_s", "decoding_s", "peak_kv_share", "ended_s")
-COUNTS = ("status", "replica", "preempted", "station", "steps", "prompt_tokens", "preemptions", "visits_done")
-
-
-def check(case: Case, rounding: float = ROUNDING) -> cascade_simulation.Simulated:
-    """Both simulators on one case; the slow one's answer comes back."""
-    found, expected = case.core(), case.slow()
-    for name in COUNTS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-    for name in TIMES:
-        np.testing.assert_allclose(
-            getattr(found, name), getattr(expected, name), rtol=rounding, atol=0, equal_nan=True, err_msg=name
-        )
-    assert not found.interrupted
-    return expected
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -159,11 +153,6 @@ def test_agrees_on_a_cascade_of_real_engines(dispatch: str) -> None:
     )
     found = check(case)
     assert found.visits_done > 2.5 * requests
-
-
-def steady(step_s: float) -> Kind:
-    """One place; every step takes the same."""
-    return Kind.measured(decode_step_s=[step_s] * 2, prompt_step_s=[step_s] * 9, sampled_s=[0.0] * 2)
 
 
 @pytest.mark.parametrize("admission", ADMISSIONS)

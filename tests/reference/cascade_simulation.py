@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .cascade_engine import Costs, Engine, Scheduler, Visit
+from .gears import Gearbox, Gears
 
 SERVED, TIMED_OUT, REFUSED, UNFINISHED = range(4)
 STEP_END, ARRIVAL, STEP_START = range(3)
@@ -30,7 +31,8 @@ DISPATCH, SECOND_CHOICE, JUDGE_DELAY = range(3)
 class Station:
     """The arguments of `_core.Station`."""
 
-    engines: Sequence[tuple[Costs, int, float]]  # what its steps take, how many, capacity of one
+    # What its steps take, how many, capacity of one; when it opens and closes, unless it is always open.
+    engines: Sequence[tuple[Costs, int, float] | tuple[Costs, int, float, float, float]]
     scheduler: Scheduler = field(default_factory=Scheduler)
     dispatch: str = "capacity_weighted"
 
@@ -40,6 +42,7 @@ class Simulated:
     """As `_core.Simulated`."""
 
     status: NDArray[np.uint8]
+    gear: NDArray[np.uint8]
     arrived_s: NDArray[np.float64]
     first_token_s: NDArray[np.float64]
     finished_s: NDArray[np.float64]
@@ -81,15 +84,27 @@ class Group:
         self.seed = seed
         self.dispatch = station.dispatch
         self.dispatched = 0
-        self.engines = [
-            Engine(costs, station.scheduler, capacity_per_s)
-            for costs, count, capacity_per_s in station.engines
-            for _ in range(count)
-        ]
+        self.engines: list[Engine] = []
+        self.windows_s: list[tuple[float, float]] = []
+        for costs, count, capacity_per_s, *window_s in station.engines:
+            opens_s, closes_s = window_s or (0.0, math.inf)
+            for _ in range(count):
+                self.engines.append(Engine(costs, station.scheduler, capacity_per_s))
+                self.windows_s.append((opens_s, closes_s))
 
-    def choose(self, row: int, request: int) -> int:
-        replicas = len(self.engines)
-        outstanding = [engine.outstanding for engine in self.engines]
+    def available(self, now_s: float) -> list[int]:
+        """The open replicas; where none is, those that open soonest."""
+        is_open = [r for r, (opens_s, closes_s) in enumerate(self.windows_s) if opens_s <= now_s < closes_s]
+        to_open = [opens_s for opens_s, _ in self.windows_s if opens_s > now_s]
+        return is_open or [r for r, (opens_s, _) in enumerate(self.windows_s) if opens_s == min(to_open)]
+
+    def choose(self, now_s: float, row: int, request: int) -> int:
+        available = self.available(now_s)
+        return available[self._choose([self.engines[r] for r in available], row, request)]
+
+    def _choose(self, engines: list[Engine], row: int, request: int) -> int:
+        replicas = len(engines)
+        outstanding = [engine.outstanding for engine in engines]
         u = uniform(self.seed, 4 * row + DISPATCH, request)
         self.dispatched += 1
         match self.dispatch:
@@ -100,9 +115,7 @@ class Group:
             case "least_outstanding":
                 return _one_of_the_least(outstanding, u)
             case "capacity_weighted":
-                return _one_of_the_least(
-                    [(engine.outstanding + 1) / engine.capacity_per_s for engine in self.engines], u
-                )
+                return _one_of_the_least([(engine.outstanding + 1) / engine.capacity_per_s for engine in engines], u)
             case "power_of_two":
                 if replicas == 1:
                     return 0
@@ -125,7 +138,10 @@ class Run:
     groups: list[Group]  # the stages, and the hosted judge if there is one
     stages: int
     tokens: list[tuple[NDArray[Any], NDArray[Any]]]  # in and out, per row
-    path: NDArray[Any]
+    path: NDArray[Any]  # by gear and scored request
+    judged: NDArray[Any]  # by gear
+    gearbox: Gearbox | None
+    gear: list[int]
     drawn: NDArray[Any]
     judge_delay_s: NDArray[Any]
     closed_loop: bool
@@ -153,6 +169,8 @@ class Run:
                 self._start_step(now_s, station=first, replica=second)
             elif first == FROM_OUTSIDE:
                 self.arrived_s[request] = now_s
+                if self.gearbox is not None:
+                    self.gear[request] = self.gearbox.take(now_s, self._waiting)
                 self._enter(now_s, request, self._stage_after(request, -1))
             else:
                 self._receive(now_s, request, row)
@@ -170,7 +188,8 @@ class Run:
         engine = self.groups[station].engines[replica]
         if engine.step is None and not engine.start_is_due:
             engine.start_is_due = True
-            heapq.heappush(self.events, (now_s, STEP_START, station, replica, NOWHERE, NOWHERE))
+            opens_s, _ = self.groups[station].windows_s[replica]
+            heapq.heappush(self.events, (max(now_s, opens_s), STEP_START, station, replica, NOWHERE, NOWHERE))
 
     def _start_step(self, now_s: float, station: int, replica: int) -> None:
         engine = self.groups[station].engines[replica]
@@ -205,7 +224,7 @@ class Run:
         visit = Visit(request, row, tokens_in, tokens_out, now_s, self._deadline_s(request))
         self.visits[row, request] = visit
         station = min(row, self.stages)
-        visit.replica = self.groups[station].choose(row, request)
+        visit.replica = self.groups[station].choose(now_s, row, request)
         engine = self.groups[station].engines[visit.replica]
         if engine.could_hold(visit):
             engine.enqueue(visit)
@@ -216,12 +235,12 @@ class Run:
             self._hand_over(now_s, request, later)
 
     def _answered(self, visit: Visit) -> None:
-        """A visit is finished; the answer is judged unless it is the last stage's, or has just been."""
+        """A visit is finished; the answer is judged unless nobody asks for it, or it has just been."""
         self.visits_done += 1
         request, stage = visit.request, visit.row % self.stages
         just_judged = visit.row >= self.stages
         later = self._stage_after(request, stage)
-        if just_judged or stage == self.stages - 1:
+        if just_judged or not self._is_judged(request, stage):
             self._hand_over(visit.finished_s, request, later)
         elif len(self.groups) > self.stages:
             self._hand_over(visit.finished_s, request, self.stages + stage)
@@ -239,19 +258,27 @@ class Run:
         return self.arrived_s[request] + self.timeout_s
 
     def _stage_after(self, request: int, stage: int) -> int:
-        mask = int(self.path[self.drawn[request]])
-        later = (s for s in range(stage + 1, self.stages) if mask >> s & 1)
-        return next(later, CLIENT)
+        return next((s for s in self._stages_of(request) if s > stage), CLIENT)
+
+    def _stages_of(self, request: int) -> list[int]:
+        mask = int(self.path[self.gear[request], self.drawn[request]])
+        return [s for s in range(self.stages) if mask >> s & 1]
+
+    def _is_judged(self, request: int, stage: int) -> bool:
+        return bool(int(self.judged[self.gear[request]]) >> stage & 1)
+
+    def _waiting(self, station: int) -> int:
+        return sum(len(engine.waiting) for engine in self.groups[station].engines)
 
     # What became of it all.
 
     def first_token_s(self, request: int) -> float:
-        """Of the last stage, which nobody judges; any other answer is shown once it is accepted."""
+        """Of the stage at the end of the path, if nobody judges it; a judged answer is shown once it is accepted."""
         if self.status[request] != SERVED:
             return math.nan
-        last_stage = self.visits.get((self.stages - 1, request))
-        answered_there = last_stage is not None and not math.isnan(last_stage.finished_s)
-        return last_stage.first_token_s if last_stage and answered_there else self.finished_s[request]
+        stage = self._stages_of(request)[-1]
+        judged = self._is_judged(request, stage)
+        return self.finished_s[request] if judged else self.visits[stage, request].first_token_s
 
     def result(self) -> Simulated:
         rows, requests = len(self.tokens), self.drawn.size
@@ -265,6 +292,7 @@ class Run:
         engines = [(station, engine) for station, group in enumerate(self.groups) for engine in group.engines]
         return Simulated(
             status=np.array(self.status, np.uint8),
+            gear=np.array(self.gear, np.uint8),
             arrived_s=np.array(self.arrived_s),
             first_token_s=np.array([self.first_token_s(request) for request in range(requests)]),
             finished_s=np.array(self.finished_s),
@@ -289,6 +317,8 @@ def simulate(
     tokens_in: ArrayLike,
     tokens_out: ArrayLike,
     path: ArrayLike,
+    gears: Gears | None = None,
+    judged: ArrayLike | None = None,
     drawn: ArrayLike,
     arrival_s: ArrayLike | None = None,
     concurrency: int = 0,
@@ -304,13 +334,17 @@ def simulate(
     requests = np.asarray(drawn).size
     tokens = list(zip(np.asarray(tokens_in), np.asarray(tokens_out), strict=True))
     if judge is not None:
-        judged = list(zip(np.asarray(judge_tokens_in), np.asarray(judge_tokens_out), strict=True))
-        tokens += judged[: len(stages) - 1]  # nobody judges the last stage
+        answers = list(zip(np.asarray(judge_tokens_in), np.asarray(judge_tokens_out), strict=True))
+        tokens += answers[: len(stages) - 1]  # nobody judges the last stage
+    paths = np.atleast_2d(np.asarray(path))
     run = Run(
         groups=[Group(station, seed) for station in (*stages, *([judge] if judge else []))],
         stages=len(stages),
         tokens=tokens,
-        path=np.asarray(path),
+        path=paths,
+        judged=np.full(len(paths), 2 ** (len(stages) - 1) - 1) if judged is None else np.asarray(judged),
+        gearbox=None if gears is None else Gearbox(gears),
+        gear=[0] * requests,
         drawn=np.asarray(drawn),
         judge_delay_s=np.asarray(judge_delay_s, float),
         closed_loop=arrival_s is None,
