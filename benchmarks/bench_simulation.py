@@ -159,7 +159,7 @@ def cascade(name: str, gpus: int, memory_utilization: float = 0.9, load: float =
     arguments = {
         "tokens_in": system.tokens_in,
         "tokens_out": system.tokens_out,
-        "path": system.path,
+        "path": system.path[0],
         "judge_delay_s": np.array([problem.judge.latency_s]),
         "drawn": rng.integers(0, system.path.size, REQUESTS).astype(np.int32),
         "arrival_s": np.cumsum(rng.exponential(1 / rate_per_s, REQUESTS)),
@@ -170,7 +170,7 @@ def cascade(name: str, gpus: int, memory_utilization: float = 0.9, load: float =
 def assert_served(found: _core.Simulated, made: Cascade) -> None:
     """Everybody is served along the own path, and the pieces add up."""
     assert not found.status.any()
-    drawn, path = made.stream.arguments["drawn"], made.system.path
+    drawn, path = made.stream.arguments["drawn"], made.system.path[0]
     assert found.visits_done == np.bitwise_count(path[drawn]).sum()
     assert found.times_s is not None
     visited = np.isfinite(found.times_s[:, :, 3])

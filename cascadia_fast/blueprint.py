@@ -7,17 +7,24 @@ Its numbers are finite: what is unknown or unbounded is None, and only a thresho
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cascadia_fast.blueprint_routing import OURS as OURS
+from cascadia_fast.blueprint_routing import Gear as Gear
+from cascadia_fast.blueprint_routing import Router as Router
+from cascadia_fast.blueprint_routing import Routing as Routing
+from cascadia_fast.blueprint_routing import Signal as Signal
+from cascadia_fast.blueprint_routing import Switching as Switching
+from cascadia_fast.blueprint_routing import Threshold
 from cascadia_fast.errors import InputError
 from cascadia_fast.placement import Piece, Replica
 from cascadia_fast.plan_checks import check_plan
-from cascadia_fast.plan_json import NEVER, TRUSTED, Record, plan_id, read_plan_bytes, write_plan
+from cascadia_fast.plan_json import TRUSTED, Record, plan_id, read_plan_bytes, write_plan
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Metric = Literal["max_stage_p95", "end_to_end_p95", "ttft_p95"]
 """A latency of a plan: its slowest stage's, that of a whole path, or that of the final answer's first token."""
@@ -28,8 +35,8 @@ Objective = Literal["max_stage_p95", "end_to_end_p95", "ttft_p95", "min_cost", "
 Survive = Literal["none", "replica", "node"]
 """What a deployment may lose, any one of it, and still meet its deadline."""
 
-Threshold = Annotated[float, NEVER]
-Interval = tuple[float | None, Threshold]
+Batching = Literal["chunked", "prompts_first"]
+"""What a step of an engine carries: decodes and chunks of prompts, or one or the other, whole prompts first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +61,6 @@ class Predicted(Record):
     usd_per_request: float | None = None
     energy_j_per_request: float | None = None
     quality_lower: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Routing(Record):
-    """Thresholds between the stages of the plan.
-
-    Stage i accepts when the score is at least ``thresholds[i]`` (inf: never); the last stage always accepts. Any value
-    in the half-open ``threshold_intervals[i]`` = (low, high] routes the scored requests alike; a low of None is open.
-    """
-
-    kind: Literal["cascade"]
-    thresholds: tuple[Threshold, ...]
-    threshold_intervals: tuple[Interval, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +214,7 @@ class SimulatedLatency(Record):
 
 @dataclass(frozen=True, slots=True)
 class SolverReport(Record):
-    """How the plan was found and how good it provably is.
+    """How the plan was found and how good it provably is; method ``baseline`` is that of another system.
 
     `family` names the deployments that were searched: every stage in equal replicas (homogeneous), in up to two shapes
     (mixed), or spread over pools in any counts (pooled); `subsets` counts the cascades, each of some of the models.
@@ -230,7 +224,7 @@ class SolverReport(Record):
     latencies come from the formula.
     """
 
-    method: Literal["exact", "alternating"]
+    method: Literal["exact", "alternating", "baseline"]
     certificate: str
     family: Literal["homogeneous", "mixed", "pooled"]
     subsets: int
@@ -285,6 +279,7 @@ class Plan(Record):
     `stages` holds the models that run, small to large; the problem's models that do not are in `skipped_models`.
     `objective_value` is what the objective came to, in its unit, and `latency_s` the value of `latency_metric`: the
     objective where that is a latency, else what the deadline `slo_s` counts by (`slo_metric`) or one request's path.
+    `system` names whose plan it is, and `batching` how its engines batch.
     """
 
     status: Literal["optimal", "feasible", "unstable"]
@@ -311,7 +306,9 @@ class Plan(Record):
     solver: SolverReport
     calibration: Calibration
     provenance: Provenance
-    warnings: tuple[str, ...] = field(default=())
+    system: str = OURS
+    batching: Batching = "chunked"
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

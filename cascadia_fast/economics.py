@@ -32,9 +32,14 @@ def gpus_usd_per_hour(gpus: Mapping[str, int], price_usd_per_hour: Mapping[str, 
 
 
 def cost_usd_per_hour(
-    stages: Sequence[StagePlan], judge: JudgePlan, price_usd_per_hour: Mapping[str, float | None]
+    stages: Sequence[StagePlan],
+    judge: JudgePlan,
+    price_usd_per_hour: Mapping[str, float | None],
+    calls_per_s: float | None = None,
 ) -> float | None:
-    """Price of the GPUs that serve, a hosted judge's among them, and of its calls: one after every stage but the last.
+    """Price of the GPUs that serve, a hosted judge's among them, and of its calls.
+
+    Where `calls_per_s` is not given, an answer of every stage but the last is judged.
 
     None where the price of some of the GPUs is unknown. Idle GPUs cost nothing here: they can be given back.
     """
@@ -44,8 +49,9 @@ def cost_usd_per_hour(
     gpus_usd = gpus_usd_per_hour(gpus, price_usd_per_hour)
     if gpus_usd is None:
         return None
-    serving = [stage for stage in stages if stage.rate_per_s > 0]
-    calls_per_s = sum(stage.rate_per_s for stage in serving[:-1])
+    if calls_per_s is None:
+        serving = [stage for stage in stages if stage.rate_per_s > 0]
+        calls_per_s = sum(stage.rate_per_s for stage in serving[:-1])
     return gpus_usd + 3600 * calls_per_s * judge.usd_per_call
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from cascadia_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from cascadia_fast.blueprint import Plan, ReplicaGroup
+    from cascadia_fast.blueprint import Plan, ReplicaGroup, Routing
 
+# Which signals go with which routing; None: none, as the judge's scores decide.
+_SIGNALS: dict[str, tuple[str | None, ...]] = {
+    "cascade": (None, "learned_score"),
+    "router": ("win_probability", "verification"),
+    "gears": (None,),
+}
+_MOST_GEARS = 256  # of a byte, in the simulator
 # Sums of the same numbers in another order may differ by this much, relatively.
 _ROUNDING = 1e-9
 
@@ -23,6 +31,7 @@ def check_plan(plan: Plan) -> None:
         Two of its fields disagree; the sentence names both.
     """
     _check_stages(plan)
+    _check_routing(plan)
     _check_judge(plan)
     _check_pools(plan)
     _check_goal(plan)
@@ -32,13 +41,65 @@ def check_plan(plan: Plan) -> None:
 def _check_stages(plan: Plan) -> None:
     if not plan.stages:
         raise InputError("plan.stages is empty; a plan runs at least one model")
-    thresholds = len(plan.stages) - 1
-    for name in ("thresholds", "threshold_intervals"):
-        found = len(getattr(plan.routing, name))
-        if found != thresholds:
-            raise InputError(f"plan.routing.{name} has {found} entries; {len(plan.stages)} stages need {thresholds}")
     for number, stage in enumerate(plan.stages):
         _check_replicas(f"plan.stages[{number}]", stage.gpus, stage.replicas)
+
+
+def _check_routing(plan: Plan) -> None:
+    routing, stages = plan.routing, len(plan.stages)
+    needed = stages - 1 if routing.kind == "cascade" else 0
+    for name in ("thresholds", "threshold_intervals"):
+        found = len(getattr(routing, name))
+        if found != needed:
+            what = f"{stages} stages" if routing.kind == "cascade" else f"routing of kind {routing.kind!r}"
+            raise InputError(f"plan.routing.{name} has {found} entries; {what} need{'' if needed else 's'} {needed}")
+    for name, kind in (("router", "router"), ("gears", "gears"), ("switching", "gears")):
+        if bool(getattr(routing, name)) != (routing.kind == kind):
+            verb = "lacks" if routing.kind == kind else "has"
+            raise InputError(f"plan.routing {verb} {name}, as its kind is {routing.kind!r}; give it for {kind!r} alone")
+    _check_signal(routing)
+    _check_router(routing, stages)
+    _check_gears(routing, stages)
+
+
+def _check_signal(routing: Routing) -> None:
+    found = None if routing.signal is None else routing.signal.kind
+    allowed = _SIGNALS[routing.kind]
+    if found not in allowed:
+        raise InputError(
+            f"plan.routing.signal is {found or 'missing'}, as the kind of routing is {routing.kind!r}; give "
+            f"{' or '.join(kind or 'none' for kind in allowed)}"
+        )
+
+
+def _check_router(routing: Routing, stages: int) -> None:
+    if routing.router is None or routing.signal is None:
+        return
+    for path in routing.router.paths:
+        if path >> stages:
+            raise InputError(f"plan.routing.router.paths has {path}, which visits more than the plan's {stages} stages")
+        if routing.signal.kind == "verification" and not path & 1:
+            raise InputError(
+                f"plan.routing.router.paths has {path}, which leaves out the first stage; its answer is what is "
+                "verified, so give odd numbers"
+            )
+
+
+def _check_gears(routing: Routing, stages: int) -> None:
+    if len(routing.gears) > _MOST_GEARS:
+        raise InputError(
+            f"plan.routing.gears has {len(routing.gears)} entries; at most {_MOST_GEARS} can be told apart"
+        )
+    for number, gear in enumerate(routing.gears):
+        if gear.stages[-1] >= stages:
+            raise InputError(f"plan.routing.gears[{number}] runs stage {gear.stages[-1]}; the plan has {stages} stages")
+    rates = [gear.up_to_per_s for gear in routing.gears]
+    below = [rate for rate in rates if rate is not None]
+    unordered = any(low >= high for low, high in pairwise([0.0, *below]))
+    if routing.gears and (len(below) != len(rates) - 1 or rates[-1] is not None or unordered):
+        raise InputError(
+            f"plan.routing.gears are for rates up to {rates}; they must be positive and ascend, and the last have none"
+        )
 
 
 def _check_replicas(where: str, gpus: int, groups: tuple[ReplicaGroup, ...]) -> None:

@@ -157,10 +157,12 @@ def _shallow(record: Any) -> dict[str, Any]:
 def _body(plan: Plan) -> dict[str, Any]:
     """The plan's fields in order; what is left as a dataclass is plain enough for orjson to write as it stands."""
     body = _shallow(plan)
+    routing = plan.routing
     body["routing"] = {
-        "kind": plan.routing.kind,
-        "thresholds": _named(plan.routing.thresholds),
-        "threshold_intervals": [[low, *_named((high,))] for low, high in plan.routing.threshold_intervals],
+        **_shallow(routing),
+        "thresholds": _named(routing.thresholds),
+        "threshold_intervals": [[low, *_named((high,))] for low, high in routing.threshold_intervals],
+        "gears": [{**_shallow(gear), "thresholds": _named(gear.thresholds)} for gear in routing.gears],
     }
     trace = [{**_shallow(step), "thresholds": _named(step.thresholds)} for step in plan.solver.trace]
     body["solver"] = {**_shallow(plan.solver), "trace": trace}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import InputError, NoPlanError
 from cascadia_fast.explaining.explanation import Alternative
-from cascadia_fast.fleet import build_fleet, build_judge_fleet
-from cascadia_fast.length_cells import all_cells
+from cascadia_fast.fleet import StageFleet, build_fleet, build_judge_fleet
+from cascadia_fast.length_cells import LengthCells, all_cells
 from cascadia_fast.pareto.front import Front
 from cascadia_fast.planning.alternating import Options, Run, alternate
 from cascadia_fast.planning.alternatives import other_cascades, other_shapes, shape_alternative
@@ -27,7 +28,7 @@ from cascadia_fast.planning.searches import Searches, allowed_subsets
 from cascadia_fast.planning.simulated_plan import SimulatedPlan, plan_by_simulation
 from cascadia_fast.planning.single_models import singles_of
 from cascadia_fast.planning.solving import Effort, Found, Solver, found_of
-from cascadia_fast.planning.subsets import subsets_of
+from cascadia_fast.planning.subsets import Subset, subsets_of
 from cascadia_fast.planning.surviving import checked_losses, solve_surviving
 from cascadia_fast.planning.task import Task, task_of
 from cascadia_fast.problem import Problem
@@ -65,6 +66,10 @@ class Planner:
     threads
         Threads for native searches, look-up tables and simulations; None: all cores. Results are the same for any
         number.
+    fleet
+        Per model the engines that may be used, those of a hosted judge last; None: all that hold it.
+    cascades
+        Returns the cascades, with the routings of each, that a task may be planned with.
 
     Raises
     ------
@@ -72,13 +77,20 @@ class Planner:
         One of the models fits no number of these GPUs.
     """
 
-    def __init__(self, problem: Problem, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        threads: int | None = None,
+        *,
+        fleet: tuple[StageFleet, ...] | None = None,
+        cascades: Callable[[Task, Sequence[LengthCells]], tuple[Subset, ...]] = subsets_of,
+    ) -> None:
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}; give at least 1")
         self.problem = problem
         self.threads = threads or os.cpu_count() or 1
-        judge = build_judge_fleet(problem)
-        self.fleet = build_fleet(problem) + (() if judge is None else (judge,))
+        self.fleet = all_engines(problem) if fleet is None else fleet
+        self._cascades = cascades
 
     def plan(
         self,
@@ -215,7 +227,7 @@ class Planner:
             import_module(library)
         started_s = time.perf_counter()
         cells = all_cells(task.workload.requests)
-        subsets = allowed_subsets(self.problem, subsets_of(task, cells))
+        subsets = allowed_subsets(self.problem, self._cascades(task, cells))
         searches = Searches(self.problem, task, self.fleet, subsets, cells, self.threads)
         qualities = qualities_of(searches.subsets, task.goal, self.threads, whole_front)
         check_floor(searches.subsets, qualities, task.goal)
@@ -307,6 +319,12 @@ class Planner:
             warnings=case.qualities.warnings(found),
             **made,
         )
+
+
+def all_engines(problem: Problem) -> tuple[StageFleet, ...]:
+    """Return the candidate engines of every model, those of a hosted judge last; raises as `build_fleet`."""
+    judge = build_judge_fleet(problem)
+    return build_fleet(problem) + (() if judge is None else (judge,))
 
 
 def plan(problem: Problem, *, threads: int | None = None) -> Plan:

@@ -347,15 +347,19 @@ def proportional_start(requests: ScoredRequests, levels: Sequence[FloatArray] | 
 
 
 def quality_ci95(requests: ScoredRequests, thresholds: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean quality served, within 0 to 100.
+    """Return the 95 % confidence interval of the mean quality served, within 0 to 100; see `served_ci95`."""
+    return served_ci95(requests, requests.quality[route(requests, thresholds), np.arange(requests.size)])
+
+
+def served_ci95(requests: ScoredRequests, served: FloatArray) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of qualities served, shape (n,), within 0 to 100.
 
     Student's t over the effective sample size, which repeated and unequally weighted requests lower. It holds for
-    thresholds fixed in advance: choosing the best of many over-states quality by more than the interval says.
+    routings fixed in advance: choosing the best of many over-states quality by more than the interval says.
     """
     effective = requests.effective_size
     if effective < 2:
         return 0.0, 100.0
-    served = requests.quality[route(requests, thresholds), np.arange(requests.size)]
     mean = float(np.average(served, weights=requests.weight))
     variance = float(np.average((served - mean) ** 2, weights=requests.weight)) * effective / (effective - 1)
     half_width = student_t975(effective - 1) * math.sqrt(variance / effective)

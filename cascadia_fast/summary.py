@@ -6,8 +6,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
+from cascadia_fast.blueprint_routing import OURS
 from cascadia_fast.summary_facts import facts_of
 from cascadia_fast.summary_layout import Report, Table, text_of, write
+from cascadia_fast.summary_routing import routing_text as routing_text
 from cascadia_fast.summary_units import NOTHING, digits, dollars, number, objective_text, percent, plain, plural
 from cascadia_fast.summary_units import duration as duration
 
@@ -56,8 +58,9 @@ def report_of(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> R
 
 def _title(plan: Plan) -> str:
     pool = " + ".join(f"{pool.gpus:,} {pool.gpu}" for pool in plan.pools)
+    whose = "" if plan.system == OURS else f" of {plan.system}"
     return (
-        f"Plan {plan.plan_id} ({plan.status}): {plural(len(plan.stages), 'stage')} on {pool}, "
+        f"Plan {plan.plan_id}{whose} ({plan.status}): {plural(len(plan.stages), 'stage')} on {pool}, "
         f"quality floor {number(plan.q_min)}, objective {plan.objective}: "
         f"{objective_text(plan.objective, plan.objective_value)}"
     )
@@ -67,7 +70,7 @@ def _stages(plan: Plan) -> Table:
     header = ("stage", "model", "weights", "GPUs", "replicas", "reach", "rate", "p95", "utilised", "batch")
     pooled = len(plan.pools) > 1
     rows = [_stage_row(stage, pooled) for stage in plan.stages]
-    if plan.judge.kind == "hosted" and len(plan.stages) > 1:
+    if plan.judge.kind == "hosted" and plan.routing.asks_judge:
         rows.append(_judge_row(plan.judge, pooled))
     return Table(header, tuple(rows), frozenset({"model", "weights", "replicas"}))
 
@@ -80,7 +83,7 @@ def _stage_row(stage: StagePlan, pooled: bool) -> tuple[str, ...]:
         stage.model,
         stage.weights,
         f"{stage.gpus:,}",
-        _replicas(stage.replicas, pooled),
+        replicas_text(stage.replicas, pooled),
         f"{100 * stage.reach:.1f} %",
         f"{digits(stage.rate_per_s, zeros=True)}/s" if served else NOTHING,
         duration(stage.p95_s, zeros=True) if served else NOTHING,
@@ -95,7 +98,7 @@ def _judge_row(judge: JudgePlan, pooled: bool) -> tuple[str, ...]:
         judge.model or NOTHING,
         judge.weights or NOTHING,
         f"{judge.gpus:,}",
-        _replicas(judge.replicas, pooled),
+        replicas_text(judge.replicas, pooled),
         NOTHING,
         f"{digits(judge.rate_per_s or 0.0, zeros=True)}/s",
         duration(judge.p95_s, zeros=True),
@@ -104,7 +107,7 @@ def _judge_row(judge: JudgePlan, pooled: bool) -> tuple[str, ...]:
     )
 
 
-def _replicas(groups: Sequence[ReplicaGroup], pooled: bool) -> str:
+def replicas_text(groups: Sequence[ReplicaGroup], pooled: bool) -> str:
     """All engines of a station, ``2 × tp8 + 1 × tp4``; with several pools each group names its own."""
     return " + ".join(_group(group) + (f" ({group.pool})" if pooled else "") for group in groups) or "none"
 
@@ -118,7 +121,7 @@ def _versus(plan: Plan) -> Table:
     predicted = plan.predicted
     rows = [
         (
-            "this cascade" if len(plan.stages) > 1 else "this plan",
+            f"this {_kind(plan)}",
             f"{plan.gpus:,}",
             duration(predicted.end_to_end_p95_s),
             number(predicted.quality),
@@ -139,6 +142,10 @@ def _versus(plan: Plan) -> Table:
             )
         )
     return Table(header, tuple(rows), frozenset({"deployment", "note"}))
+
+
+def _kind(plan: Plan) -> str:
+    return "cascade" if len(plan.stages) > 1 and plan.routing.kind == "cascade" else "plan"
 
 
 def _is_single(plan: Plan, single: SingleModel) -> bool:
@@ -179,7 +186,7 @@ def _verdict(plan: Plan) -> str:
             f"{number(plan.predicted.quality)}, p95 {duration(single.p95_s)} against {duration(cascade_s)}, {cost}. "
             f"{text}"
         )
-    against = f"The cascade has {cascade_s / single.p95_s:.2f} times the p95 of {single.model} alone"
+    against = f"The {_kind(plan)} has {cascade_s / single.p95_s:.2f} times the p95 of {single.model} alone"
     return f"{against}{' at the same cost' if same else f' and {ratio:.2f} times its cost'}. {text}"
 
 
@@ -195,6 +202,9 @@ def _next(plan: Plan, command: Sequence[str], flags: Mapping[str, str]) -> tuple
         asked = {key: given for key, given in flags.items() if key not in (name, "-o")}
         return shlex.join([*command, *(word for pair in {**asked, name: value}.items() for word in pair)])
 
+    if plan.system != OURS:
+        against = shlex.join(["cascadia-fast", "compare", "FILE", "--systems", f"ours,{plan.system}"])
+        return ((against, "how it fares against our own plan"),)
     lower = max(0.0, plan.q_min - 5)
     found = []
     if lower < plan.q_min:

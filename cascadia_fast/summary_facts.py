@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from cascadia_fast.blueprint_routing import OURS
+from cascadia_fast.summary_routing import routing_facts
 from cascadia_fast.summary_units import (
     OBJECTIVES,
     digits,
@@ -21,14 +22,12 @@ from cascadia_fast.summary_units import (
 if TYPE_CHECKING:
     from cascadia_fast.blueprint import HighsProof, Plan, SimulatedLatency, SolverReport
 
-# No threshold interval narrower than this is worth a word.
-_WIDE_POINTS = 1.0
-
 
 def facts_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     """Every line with its label; lines that belong to the one before have none."""
     facts = [
-        *_threshold_facts(plan),
+        *routing_facts(plan),
+        *_batching_facts(plan),
         ("quality", _quality(plan)),
         ("rate", _rate(plan)),
         ("latency", _latency(plan)),
@@ -39,7 +38,7 @@ def facts_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     facts += [("GPUs", _gpus(plan)), ("cost", _cost(plan)), ("work", _work(plan))]
     if plan.skipped_models:
         facts.append(("not used", _skipped(plan)))
-    if len(plan.stages) > 1:
+    if plan.routing.asks_judge:
         facts.append(("judge", _judge(plan)))
     facts.append(("solver", _solver(plan)))
     if plan.solver.highs is not None:
@@ -48,24 +47,10 @@ def facts_of(plan: Plan) -> tuple[tuple[str, str], ...]:
     return (*facts, *(("warning", warning) for warning in plan.warnings))
 
 
-def _threshold_facts(plan: Plan) -> list[tuple[str, str]]:
-    facts: list[tuple[str, str]] = []
-    pairs = zip(plan.routing.thresholds, plan.routing.threshold_intervals, strict=True)
-    for stage, (threshold, interval) in zip(plan.stages, pairs, strict=False):
-        text = "no answer" if threshold == math.inf else f"answers scored {number(threshold)} or more"
-        text = f"stage {stage.index + 1} keeps {text}{_alike(*interval)}"
-        facts.append(("" if facts else "thresholds", text))
-    return facts
-
-
-def _alike(low: float | None, high: float) -> str:
-    """Which other thresholds route the scored requests alike, where there is some room."""
-    start, end = max(low or 0.0, 0.0), min(high, 100.0)
-    if end - start <= _WIDE_POINTS:
-        return ""
-    above = f" above {number(start)}" if start > 0 else ""
-    below = f" up to {number(end)}" if end < 100 else ""
-    return f" (the same for any{above}{below})" if above or below else " (the same for any)"
+def _batching_facts(plan: Plan) -> list[tuple[str, str]]:
+    if plan.batching == "chunked":
+        return []
+    return [("batching", "whole prompts first: a step reads prompts or decodes, never both")]
 
 
 def _quality(plan: Plan) -> str:
@@ -99,7 +84,8 @@ def _latency(plan: Plan) -> str:
     first = "first token"
     before = ""
     if len(plan.stages) > 1:
-        first, before = "first token of the final answer", " (earlier stages and judge included)"
+        held = "stages and judge" if plan.routing.asks_judge else "stages"
+        first, before = "first token of the final answer", f" (earlier {held} included)"
     return (
         f"predicted end to end p50 {duration(predicted.end_to_end_p50_s)}, p95 {duration(predicted.end_to_end_p95_s)}; "
         f"slowest stage p95 {duration(predicted.max_stage_p95_s)}; {first} p95 {duration(predicted.ttft_p95_s)}{before}"
@@ -157,7 +143,8 @@ def _gpus(plan: Plan) -> str:
         for group in plan.groups:
             used[group.pool] += group.count * group.tp * group.pp
         text += f" ({', '.join(f'{used[pool.name]:,} of {pool.gpus:,} {pool.name}' for pool in plan.pools)})"
-    return text + (f"; {idle:,} idle, because more would not improve the plan" if idle else "")
+    why = ", because more would not improve the plan" if plan.system == OURS else ""
+    return text + (f"; {idle:,} idle{why}" if idle else "")
 
 
 def _cost(plan: Plan) -> str:
@@ -193,6 +180,8 @@ def _work(plan: Plan) -> str:
 
 def _skipped(plan: Plan) -> str:
     names = ", ".join(plan.skipped_models)
+    if plan.system != OURS:
+        return f"{names}: {plan.system} does without"
     if plan.solver.subsets > 1 and plan.status != "optimal":
         return f"{names}: the best plan found does without"
     if plan.solver.subsets > 1:

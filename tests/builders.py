@@ -23,6 +23,7 @@ from cascadia_fast.blueprint import (
     StageCalibration,
     StagePlan,
 )
+from cascadia_fast.blueprint_routing import Gear, Router, Signal, Switching
 from cascadia_fast.placement import Replica, place
 
 
@@ -176,6 +177,34 @@ def two_pools_plan(**changes: Any) -> Plan:
             highs=HighsProof("optimal", 70.2, 3, 0.0005),
         ),
     }
+    return deepseek_plan(**{**fields, **changes})
+
+
+LEARNED = Routing(
+    "cascade", (62.5, math.inf), ((None, math.inf),) * 2, Signal("learned_score", 0.8, 3, 81.2, 31.0, 0.9)
+)
+ROUTED = Routing(
+    "router", (), (), Signal("win_probability", 0.8, 0, 12.5, 40.0, 1.1), router=Router((0.31, 0.7), (1, 2, 4))
+)
+VERIFIED = Routing(
+    "router", (), (), Signal("verification", 0.7, 0, 70.0, 30.0, 0.8, 8), router=Router((0.25, 0.75), (5, 3, 1))
+)
+GEARED = Routing(
+    "gears",
+    (),
+    (),
+    gears=(Gear(0.5, (2,), ()), Gear(1.25, (0, 1, 2), (87.0, math.inf)), Gear(None, (0, 1), (55.0,))),
+    switching=Switching(13.5, 8.0),
+)
+
+
+def baseline_plan(system: str, routing: Routing, **changes: Any) -> Plan:
+    """The DeepSeek plan as if another system had made it."""
+    solver = dataclasses.replace(
+        alternating_report(), method="baseline", certificate="a heuristic", evaluated=7, trace=()
+    )
+    asked = JudgePlan("external", 0.27 if routing.asks_judge else 0.0, 0.0, None)
+    fields = {"status": "feasible", "solver": solver, "judge": asked, "system": system, "routing": routing}
     return deepseek_plan(**{**fields, **changes})
 
 

@@ -13,7 +13,17 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from builders import alternating_report, deepseek_plan, one_stage_plan, two_pools_plan
+from builders import (
+    GEARED,
+    LEARNED,
+    ROUTED,
+    VERIFIED,
+    alternating_report,
+    baseline_plan,
+    deepseek_plan,
+    one_stage_plan,
+    two_pools_plan,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +39,7 @@ from cascadia_fast.blueprint import (
     Routing,
     Survive,
 )
+from cascadia_fast.blueprint_routing import Gear
 from cascadia_fast.errors import InputError
 
 PLANS = {
@@ -36,6 +47,10 @@ PLANS = {
     "one stage": one_stage_plan(),
     "alternating": deepseek_plan(status="feasible", solver=alternating_report()),
     "two pools": two_pools_plan(),
+    "learned score": baseline_plan("frugalgpt", LEARNED),
+    "win probability": baseline_plan("routellm", ROUTED),
+    "verification": baseline_plan("automix", VERIFIED),
+    "gears": baseline_plan("cascadeserve", GEARED, batching="prompts_first"),
 }
 
 
@@ -78,7 +93,12 @@ def test_json_has_the_documented_fields() -> None:
         "kind": "cascade",
         "thresholds": [87.0, "never"],
         "threshold_intervals": [[86.0, 88.0], [None, "never"]],
+        "signal": None,
+        "router": None,
+        "gears": [],
+        "switching": None,
     }
+    assert (document["system"], document["batching"]) == ("cascadia-fast", "chunked")
     assert document["stages"][2]["replicas"][0]["nodes"] == [[[0, 0, 8], [1, 0, 8], [2, 4, 4]]]
     assert document["solver"]["highs"] == {"status": "optimal", "objective": 135.0, "columns": 3, "seconds": 0.0005}
     assert document["workload"]["scored_requests"] == 51
@@ -95,6 +115,103 @@ def test_json_has_the_documented_fields() -> None:
         "energy_j_per_request",
         "quality_lower",
     }
+
+
+def test_other_systems_say_how_they_route() -> None:
+    gears = json.loads(PLANS["gears"].to_json())
+    assert (gears["system"], gears["batching"]) == ("cascadeserve", "prompts_first")
+    assert gears["routing"]["kind"] == "gears"
+    assert gears["routing"]["gears"][1:] == [
+        {"up_to_per_s": 1.25, "stages": [0, 1, 2], "thresholds": [87.0, "never"]},
+        {"up_to_per_s": None, "stages": [0, 1], "thresholds": [55.0]},
+    ]
+    assert gears["routing"]["switching"] == {"window_s": 13.5, "queue_factor": 8.0}
+    verified = json.loads(PLANS["verification"].to_json())["routing"]
+    assert verified["router"] == {"cuts": [0.25, 0.75], "paths": [5, 3, 1]}
+    assert verified["signal"] == {
+        "kind": "verification",
+        "auc": 0.7,
+        "seed": 0,
+        "center": 70.0,
+        "spread": 30.0,
+        "noise_sd": 0.8,
+        "votes": 8,
+    }
+    assert len({plan.plan_id for plan in PLANS.values()}) == len(PLANS)
+
+
+def test_a_judge_is_asked_where_thresholds_wait_for_its_scores() -> None:
+    asked = {name: plan.routing.asks_judge for name, plan in PLANS.items()}
+    assert {name for name, judged in asked.items() if judged} == {"deepseek", "alternating", "two pools", "gears"}
+    alone = dataclasses.replace(GEARED, gears=(Gear(None, (2,), ()),))
+    assert not alone.asks_judge
+
+
+def change_routing(routing: Routing, **changes: Any) -> Plan:
+    """A plan with a routing that is changed field by field; dots lead into records."""
+    for name, value in changes.items():
+        field, _, inner = name.partition("__")
+        if inner:
+            value = dataclasses.replace(getattr(routing, field), **{inner: value})
+        routing = dataclasses.replace(routing, **{field: value})
+    return baseline_plan("other", routing)
+
+
+@pytest.mark.parametrize(
+    ("routing", "changes", "message"),
+    [
+        (LEARNED, {"signal__auc": 0.5}, "Signal.auc is 0.5; it must be above 0.5"),
+        (LEARNED, {"signal__seed": -1}, "Signal.seed is -1"),
+        (LEARNED, {"signal__spread": 0.0}, "Signal.spread is 0; it must be positive"),
+        (LEARNED, {"signal__noise_sd": -0.1}, "Signal.noise_sd is -0.1"),
+        (LEARNED, {"signal__votes": 8}, "Signal.votes is 8; a verification has at least one, anything else 0"),
+        (VERIFIED, {"signal__votes": 0}, "Signal.votes is 0; a verification has at least one"),
+        (LEARNED, {"signal": ROUTED.signal}, "plan.routing.signal is win_probability, as the kind of routing is"),
+        (
+            ROUTED,
+            {"signal": LEARNED.signal},
+            "plan.routing.signal is learned_score, as the kind of routing is 'router'",
+        ),
+        (ROUTED, {"signal": None}, "signal is missing, as the kind of routing is 'router'; give win_probability or"),
+        (GEARED, {"signal": LEARNED.signal}, "as the kind of routing is 'gears'; give none"),
+        (ROUTED, {"router": None}, "plan.routing lacks router, as its kind is 'router'; give it for 'router' alone"),
+        (LEARNED, {"router": ROUTED.router}, "plan.routing has router, as its kind is 'cascade'; give it for 'router'"),
+        (LEARNED, {"gears": GEARED.gears}, "plan.routing has gears, as its kind is 'cascade'"),
+        (GEARED, {"switching": None}, "plan.routing lacks switching, as its kind is 'gears'"),
+        (GEARED, {"gears": ()}, "plan.routing lacks gears"),
+        (LEARNED, {"thresholds": (1.0,)}, "plan.routing.thresholds has 1 entries; 3 stages need 2"),
+        (ROUTED, {"thresholds": (1.0,)}, "thresholds has 1 entries; routing of kind 'router' needs 0"),
+        (ROUTED, {"router__cuts": (0.7, 0.31)}, "Router.cuts are [0.7, 0.31]; they must ascend"),
+        (ROUTED, {"router__paths": (1, 2)}, "Router.paths has 2 entries; 2 cuts need one more"),
+        (ROUTED, {"router__paths": (1, 0, 4)}, "Router.paths are [1, 0, 4]; each must visit a stage"),
+        (ROUTED, {"router__paths": (1, 2, 8)}, "paths has 8, which visits more than the plan's 3 stages"),
+        (VERIFIED, {"router__paths": (1, 3, 4)}, "paths has 4, which leaves out the first stage"),
+        (GEARED, {"switching__window_s": 0.0}, "Switching.window_s is 0; it must be positive"),
+        (GEARED, {"switching__queue_factor": -1.0}, "Switching.queue_factor is -1"),
+        (GEARED, {"gears": GEARED.gears[:2]}, "are for rates up to [0.5, 1.25]; they must be positive and ascend"),
+        (GEARED, {"gears": GEARED.gears[1::-1] + GEARED.gears[2:]}, "rates up to [1.25, 0.5, None]"),
+        (GEARED, {"gears": (Gear(0.0, (0,), ()), Gear(None, (0,), ()))}, "rates up to [0.0, None]"),
+        (GEARED, {"gears": (Gear(None, (0,), ()),) * 2}, "rates up to [None, None]"),
+        (GEARED, {"gears": (Gear(None, (0, 3), (5.0,)),)}, "plan.routing.gears[0] runs stage 3; the plan has 3 stages"),
+        (
+            GEARED,
+            {"gears": [Gear(float(k) or None, (0,), ()) for k in range(257)]},
+            "gears has 257 entries; at most 256",
+        ),
+    ],
+)
+def test_routing_agrees_with_itself_and_the_stages(routing: Routing, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        change_routing(routing, **changes)
+    assert message in str(caught.value)
+
+
+def test_gears_run_ascending_stages() -> None:
+    for stages in ((), (1, 0), (0, 0), (-1, 0)):
+        with pytest.raises(InputError, match=r"Gear\.stages are .*; give at least one, ascending from 0"):
+            Gear(None, stages, ())
+    with pytest.raises(InputError, match=r"Gear\.thresholds has 2 entries; 2 stages need 1"):
+        Gear(None, (0, 2), (1.0, 2.0))
 
 
 def test_trace_names_never_and_unknown_latency() -> None:
@@ -148,7 +265,7 @@ def edited(path: tuple[Any, ...], value: Any) -> bytes:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 1, "schema_version 1 and this version of cascadia-fast reads 2; plan again"),
+        (("schema_version",), 1, "schema_version 1 and this version of cascadia-fast reads 3; plan again"),
         (("schema_version",), True, "schema_version True"),
         (("schema_version",), ..., "no schema_version"),
         (("objectve",), "x", "unknown field 'objectve'; did you mean 'objective'"),

@@ -108,7 +108,7 @@ def test_bad_arguments_get_one_sentence(arguments: list[str], words: list[str], 
 
 def test_plans_of_an_older_version_are_refused(folder: Path, tmp_path: Path) -> None:
     old = tmp_path / "old.json"
-    old.write_text((folder / "plan.json").read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    old.write_text((folder / "plan.json").read_text().replace('"schema_version": 3', '"schema_version": 1'))
     result = run("explain", old)
     assert result.returncode == 2
-    assert "schema_version 1 and this version of cascadia-fast reads 2; plan again" in result.stderr
+    assert "schema_version 1 and this version of cascadia-fast reads 3; plan again" in result.stderr

@@ -80,6 +80,18 @@ def test_a_trace_is_stretched_and_repeated() -> None:
     assert 4000 / long[-1] == pytest.approx(2.0)
 
 
+def test_a_repeated_trace_ascends_whatever_rounding_does() -> None:
+    """In a trace that was begun between two simultaneous arrivals, each round ends just where the next begins."""
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        times_s = np.sort(rng.random(7))
+        arrivals = Arrivals.from_times(times_s)
+        rotated = dataclasses.replace(arrivals, rate_per_s=7 / arrivals.duration_s)
+        workload = Workload.build(scored(1), rotated)
+        found = arrival_times(workload, "trace", float(rng.random() * 3 + 0.1), 70, 0)
+        assert (np.diff(found) >= 0).all()
+
+
 @pytest.mark.parametrize(("kind", "cv", "expected"), [("poisson", 3.0, 1.0), ("gamma", 3.0, 3.0), ("gamma", 0.3, 0.3)])
 def test_renewal_arrivals_have_the_rate_and_the_variation(kind: str, cv: float, expected: float) -> None:
     workload = Workload.build(scored(1), Arrivals.from_rate(5.0, cv))
@@ -159,7 +171,8 @@ def hand_made(
     )
     system = SimulatedSystem(
         requests,
-        last,
+        np.where(last == 1, 3, 1).astype(np.uint16)[None],
+        np.array([1], np.uint16),
         whole_tokens(requests.input_tokens, "input"),
         whole_tokens(requests.output_tokens, "output"),
         (((Alone(), 1, 1.0),), ((Alone(), 1, 1.0),)),  # type: ignore[arg-type]

@@ -8,10 +8,21 @@ import math
 import re
 
 import pytest
-from builders import alternating_report, deepseek_plan, one_stage_plan, two_pools_plan
+from builders import (
+    GEARED,
+    LEARNED,
+    ROUTED,
+    VERIFIED,
+    alternating_report,
+    baseline_plan,
+    deepseek_plan,
+    one_stage_plan,
+    two_pools_plan,
+)
 
 from cascadia_fast.blueprint import HighsProof, JudgePlan, Plan, Routing, SingleModel
-from cascadia_fast.summary import duration, show, summarize
+from cascadia_fast.blueprint_routing import Gear, Router
+from cascadia_fast.summary import duration, routing_text, show, summarize
 from cascadia_fast.summary_layout import Table
 from cascadia_fast.summary_units import energy, objective_text
 
@@ -126,6 +137,56 @@ def test_interval_wordings() -> None:
     narrow = Routing("cascade", (65.41234567, 3.0), ((65.0, 66.0), (-7.123456789, 150.0)))
     assert "stage 1 keeps answers scored 65.41 or more stage 2" in thresholds(narrow)
     assert "stage 2 keeps answers scored 3 or more (the same for any) quality" in thresholds(narrow)
+
+
+def test_other_systems_say_how_they_route() -> None:
+    def said(system: str, routing: Routing, **changes: object) -> str:
+        return squeezed(baseline_plan(system, routing, **changes).summary(width=160))
+
+    routed = said("routellm", ROUTED)
+    assert "of routellm (feasible): 3 stages" in routed
+    assert (
+        "router by the probability that the largest model answers better than the smallest, simulated with AUC 0.8: "
+        "stage 1 below 0.31, stage 2 from 0.31 to 0.7, stage 3 from 0.7 quality" in routed
+    )
+    assert "judge" not in routed
+    assert "The plan has 1.34 times the p95 of deepseek-r1 alone" in routed
+    assert "cascadia-fast compare FILE --systems ours,routellm" in routed
+    assert "cascadia-fast plan" not in routed
+    verified = said("automix", VERIFIED, skipped_models=("llama-3.1-8b",))
+    assert (
+        "router by the share of 8 votes of stage 1 for its own answer, simulated with AUC 0.7: stages 1 then 3 below "
+        "0.25, stages 1 then 2 from 0.25 to 0.75, stage 1 from 0.75 quality" in verified
+    )
+    assert "llama-3.1-8b: automix does without" in verified
+    learned = said("frugalgpt", LEARNED, batching="prompts_first")
+    assert "thresholds stage 1 keeps answers scored 62.5 or more" in learned
+    assert "scores are those of a learned scorer, simulated with AUC 0.8; it takes no time and costs nothing" in learned
+    assert "batching whole prompts first: a step reads prompts or decodes, never both quality" in learned
+    assert "(earlier stages included)" in learned
+    geared = said("cascadeserve", GEARED)
+    assert (
+        "gears up to 0.5/s stage 3 up to 1.25/s stages 1-2-3 at 87 / never beyond stages 1-2 at 55 by the rate of the "
+        "last 13.5 s; a gear for less load waits until the rate is 8 times the requests that queue" in geared
+    )
+    assert "judge external, 270 ms per call" in geared
+    assert "batching" not in geared
+    alone = dataclasses.replace(GEARED, gears=(Gear(None, (0, 1), (55.0,)),))
+    assert "gears at any rate stages 1-2 at 55 quality" in said("cascadeserve", alone)
+    sent = dataclasses.replace(ROUTED, router=Router((), (2,)))
+    assert "with AUC 0.8: stage 2 quality" in said("routellm", sent)
+
+
+def test_routing_in_one_line() -> None:
+    assert routing_text(deepseek_plan()) == "accept at 87 / never"
+    assert routing_text(one_stage_plan()) == "one model"
+    lines = [routing_text(baseline_plan("other", routing)) for routing in (LEARNED, ROUTED, VERIFIED, GEARED)]
+    assert lines == [
+        "learned score: accept at 62.5 / never",
+        "probability that the largest model wins: stage 1 | 0.31 | stage 2 | 0.7 | stage 3",
+        "verification by stage 1: stages 1-3 | 0.25 | stages 1-2 | 0.75 | stage 1",
+        "3 gears: up to 0.5/s stage 3; up to 1.25/s stages 1-2-3 at 87 / never; beyond stages 1-2 at 55",
+    ]
 
 
 def test_stages_that_nothing_reaches_show_no_numbers() -> None:

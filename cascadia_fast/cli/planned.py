@@ -47,9 +47,10 @@ def as_planned(problem: Problem, plan: Plan) -> Problem:
         "survive": plan.survive,
         "max_utilization": plan.max_utilization,
         "paper_strict": plan.paper_strict,
-        "method": plan.solver.method,
         "latency": "formula" if plan.solver.simulated is None else "simulated",
     }
+    if plan.solver.method != "baseline":  # no way of planning that a problem could ask for
+        goal["method"] = plan.solver.method
     changes: dict[str, Any] = {name: value for name, value in goal.items() if getattr(problem.goal, name) != value}
     changes |= _searched(problem, plan)
     if len(plan.pools) == 1 and problem.gpus != plan.pool_gpus:

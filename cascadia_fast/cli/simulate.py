@@ -24,12 +24,12 @@ EPILOG = """\
 JSON: {schema_version, plan_id, settings, requests {served, timed_out, refused, unfinished}, interrupted, simulated_s,
 measured {rule, requests, warm_up, cool_down, start_s, end_s}, latency_s, ttft_s, tpot_s, queueing_s, offered_per_s,
 throughput_per_s, slo {slo_s, within_slo, goodput_per_s, smallest_scale_95, attainment[] {scale, share}}, quality,
-cost_usd_per_request, stages[], predictions[] {what, predicted_s, simulated_s, error, inside}, notes[]}. Percentiles are
-{p50, p90, p95, p99, count, sections}, each of them and quality {value, low, high} with a 95 % interval, null where the
-run is too short for one. A scale is latency over the request's own on an idle system. stages[] holds index (from 0),
-model, gpus, replicas, visits, reach, arrived_per_s, finished_per_s, percentiles as above, busy_share, mean_running,
-mean_queue, peak_queue, preemptions, preemptions_per_visit, peak_kv_share. error is predicted over simulated minus one.
-Exit codes: 0 done, 2 bad input, 130 interrupted (what was simulated so far is printed).
+gear_shares[], cost_usd_per_request, stages[], predictions[] {what, predicted_s, simulated_s, error, inside}, notes[]}.
+Percentiles are {p50, p90, p95, p99, count, sections}, each of them and quality {value, low, high} with a 95 % interval,
+null where the run is too short for one. A scale is latency over the request's own on an idle system. stages[] holds
+index (from 0), model, gpus, replicas, visits, reach, arrived_per_s, finished_per_s, percentiles as above, busy_share,
+mean_running, mean_queue, peak_queue, preemptions, preemptions_per_visit, peak_kv_share. error is predicted over
+simulated minus one. Exit codes: 0 done, 2 bad input, 130 interrupted (what was simulated so far is printed).
 """
 
 # Options of the run: the parameter of `cascadia_fast.simulate`, and what it takes.
@@ -83,7 +83,7 @@ def simulate(
         ),
     ] = None,
     batching: Annotated[
-        str | None, typer.Option(metavar="chunked|prompts_first", help="What a step carries; default: chunked.")
+        str | None, typer.Option(metavar="chunked|prompts_first", help="What a step carries; default: the plan's.")
     ] = None,
     admission: Annotated[
         str | None, typer.Option(metavar="fcfs|shortest_first", help="Who is taken up next; default: fcfs.")

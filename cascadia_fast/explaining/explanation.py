@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import orjson
 
-from cascadia_fast.blueprint import Objective, Plan
-from cascadia_fast.errors import NoPlanError
+from cascadia_fast.blueprint import OURS, Objective, Plan
+from cascadia_fast.errors import NoPlanError, UnsupportedError
 from cascadia_fast.explaining.bottleneck import Bottleneck, Constraint, bottleneck_of, constraints_of
 from cascadia_fast.plan_json import Record
 from cascadia_fast.summary_units import number
@@ -132,9 +132,19 @@ def explain(
         Plans a problem.
     alternatives
         The best plans of other kinds.
+
+    Raises
+    ------
+    UnsupportedError
+        The plan is another system's.
     """
     from cascadia_fast.explaining.certificate_words import certificate_words
 
+    if plan.system != OURS or plan.routing.kind != "cascade" or plan.routing.signal is not None:
+        raise UnsupportedError(
+            f"plan {plan.plan_id} is one of {plan.system}, with routing of kind {plan.routing.kind!r}; only cascades "
+            "that cascadia-fast plan made can be explained, by planning them again, so compare the systems instead"
+        )
     chosen, again = Outcome.of(plan), Outcome.of(replan(problem))
     return Explanation(
         plan_id=plan.plan_id,

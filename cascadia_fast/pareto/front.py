@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from cascadia_fast.blueprint import Metric, Pool, Threshold
+from cascadia_fast.blueprint import Metric, Pool
+from cascadia_fast.blueprint_routing import Threshold
 from cascadia_fast.errors import InputError, did_you_mean
 from cascadia_fast.plan_json import NEVER, Record, replace_file
 

@@ -61,7 +61,7 @@ def paths_of(
         With a hosted judge, which is the station before the last: the first of its cells for every judged model, and
         how many it has.
     """
-    chosen = _chosen(requests.size)
+    chosen = sampled_requests(requests.size)
     draw = np.random.default_rng(0)
     cells = [cells.cell_of[chosen] for cells in grid.cells]
     sizes = [cells.tokens_in.size for cells in grid.cells]
@@ -80,7 +80,8 @@ def paths_of(
     return Paths(grid.bins.escalates[chosen], _stacked(columns), judge_sample, requests.weight[chosen])
 
 
-def _chosen(size: int) -> NDArray[np.intp]:
+def sampled_requests(size: int) -> NDArray[np.intp]:
+    """Return which of so many requests are paths: several times each of few, and not all of very many."""
     if size <= MOST_PATHS:
         return np.tile(np.arange(size), max(1, FEWEST_PATHS // size))
     return np.sort(np.random.default_rng(0).choice(size, MOST_PATHS, replace=False))

@@ -65,8 +65,8 @@ def _check_models(plan: Plan, problem: Problem) -> None:
 
 
 def _check_judge(plan: Plan, problem: Problem) -> None:
-    """A single model is judged by nobody, so that it does not matter who would."""
-    if len(plan.stages) == 1:
+    """Where nobody is asked to judge, as of a single model, it does not matter who would."""
+    if not plan.routing.asks_judge:
         return
     ours = problem.judge
     if (plan.judge.kind == "hosted") != (ours.kind == "hosted"):

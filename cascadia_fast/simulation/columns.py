@@ -40,7 +40,7 @@ class Columns:
     drawn
         Shape (N,): which scored request each request is.
     judge_s
-        Mean delay of a call of an external judge.
+        Mean delay of a call of an external judge; 0 where nobody asks one.
     timeout_s
         After which requests are cancelled, if any are.
     """
@@ -96,28 +96,44 @@ class Columns:
 
     def accepted_by(self, rows: slice = _ALL) -> NDArray[np.int8]:
         """Stage, among those that run, whose answer was accepted; -1 unless served."""
-        stage = self.system.accepted_by.astype(np.int8)[self.drawn[rows]]
+        by_gear, drawn = self.system.accepted_by, self.drawn[rows]
+        stage = by_gear[0][drawn] if len(by_gear) == 1 else by_gear[self.native.gear[rows], drawn]
         stage[self.native.status[rows] != SERVED] = -1
         return stage
+
+    def in_gears(self, rows: slice = _ALL) -> NDArray[np.intp]:
+        """Return, shape (G,), how many requests were served in each gear."""
+        served = self.native.status[rows] == SERVED
+        gears = len(self.system.path)
+        return served.sum(keepdims=True) if gears == 1 else np.bincount(self.native.gear[rows][served], minlength=gears)
 
     def slo_scale(self, rows: slice = _ALL) -> FloatArray:
         """Latency over what it is on an idle system along the request's own path; NaN unless served."""
         alone_s = np.zeros(self.drawn[rows].size)
-        external_s = 0.0 if self.judge_rows else self.judge_s
         for stage in (*range(self.stages), *self.judge_rows):
-            one_s = self.system.alone_s(stage) + (external_s if stage < self.stages - 1 else 0.0)
             visited = ~np.isnan(self.times(stage, rows)[:, FINISHED])
-            np.add(alone_s, one_s[self.drawn[rows]], out=alone_s, where=visited)
+            one_s = self.system.alone_s(stage)[self.drawn[rows]]
+            if stage < self.stages and self.judge_s and not self.judge_rows:
+                one_s += self.judge_s * self._held_back(stage, rows)
+            np.add(alone_s, one_s, out=alone_s, where=visited)
         latency_s = self.latency_s(rows)
         return np.divide(latency_s, alone_s, out=latency_s, where=alone_s > 0)
 
     def judge_calls(self, rows: slice = _ALL) -> float:
         """Judge calls per request served."""
         served = int(np.count_nonzero(self.native.status[rows] == SERVED))
+        if not served or not self.system.asks_judge:
+            return 0.0
         calls = sum(
-            int(np.count_nonzero(~np.isnan(self.times(stage, rows)[:, FINISHED]))) for stage in range(self.stages - 1)
+            int(np.count_nonzero(~np.isnan(self.times(stage, rows)[:, FINISHED]) & self._held_back(stage, rows)))
+            for stage in range(self.stages - 1)
         )
-        return calls / served if served else 0.0
+        return calls / served
+
+    def _held_back(self, stage: int, rows: slice) -> NDArray[np.bool_]:
+        """Whether a request's answer of the stage is judged before anybody sees it: one for all, or one for each."""
+        by_gear: NDArray[np.bool_] = (self.system.held_back >> stage & 1) == 1
+        return by_gear if by_gear.size == 1 else by_gear[self.native.gear[rows]]
 
     def visited(self, stage: int, rows: slice = _ALL) -> NDArray[np.bool_]:
         """Whether the request was dispatched to a replica of the stage."""

@@ -53,6 +53,7 @@ def document(run: Simulation) -> dict[str, Any]:
             "attainment": [{"scale": scale, "share": run.attainment(scale)} for scale in SCALES],
         },
         "quality": _estimate(run.quality),
+        "gear_shares": list(run.gear_shares),
         "cost_usd_per_request": run.cost_usd_per_request,
         "stages": [_stage(stage) for stage in run.stages],
         "judge": None if run.judge is None else _stage(run.judge),

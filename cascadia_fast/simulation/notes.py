@@ -6,17 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cascadia_fast.simulation.columns import known
-from cascadia_fast.simulation.statistics import counted_until, present_at
+from cascadia_fast.simulation.overload import overloads
 from cascadia_fast.simulation.traffic import MAX_REQUESTS
-from cascadia_fast.simulation.visits import stations_of
 from cascadia_fast.summary import duration
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from cascadia_fast.simulation import Simulation
     from cascadia_fast.simulation.statistics import Percentiles
 
@@ -25,9 +19,6 @@ LEAST_TAIL = 10
 WIDE = 0.1
 LEAST_TURNS = 5  # requests of a client in a closed loop
 NAMED = 3
-# A stage keeps up when it finishes this share of what arrives; what its engines hold at the ends of a window differs.
-KEEPS_UP = 0.95
-GROWTH = 1.2
 SAME_RATE = 0.01
 
 
@@ -55,41 +46,22 @@ def _interrupted(run: Simulation) -> Iterator[str]:
 
 
 def _overloaded(run: Simulation) -> Iterator[str]:
-    """Which stations fall behind, by the second half of the time in which requests arrive."""
-    columns = run.columns
-    if run.settings.concurrency is not None or columns.sent < 2:
-        return
-    start_s, end_s = (float(run.native.arrived_s[place]) for place in (0, columns.sent - 1))
-    window_s = np.array([(start_s + end_s) / 2, end_s])
-    length_s = float(window_s[1] - window_s[0])
-    if length_s <= 0:
-        return
-    for station, result in zip(stations_of(columns), run.stations, strict=True):
-        arrived_s, admitted_s, finished_s = station.arrivals_s(), station.admissions_s(), known(station.finished_s())
-        came, done = (int(np.diff(counted_until(events_s, window_s))[0]) for events_s in (arrived_s, finished_s))
-        before, now = map(int, present_at(arrived_s, admitted_s, window_s))
-        # Engines that are still filling up finish less than arrives, too; only in overload does a queue form.
-        queues = now > result.replicas
-        grows = now > GROWTH * before
-        if came and done < KEEPS_UP * came and queues and (grows or run.counts["timed_out"]):
-            effect = (
-                f"{now:,} wait at the last arrival, and latencies grow with the length of the run"
-                if grows
-                else "the others time out"
-            )
-            able_per_s = _able_per_s(finished_s, admitted_s, end_s)
-            times = f", {came / length_s / able_per_s:.2f} times what it can do" if able_per_s else ""
-            yield (
-                f"{result.name.capitalize()} ({result.model}) is overloaded: {came / length_s:.3g} requests/s arrive "
-                f"and {done / length_s:.3g} are finished meanwhile{times}; {effect}"
-            )
-
-
-def _able_per_s(finished_s: NDArray[np.float64], admitted_s: NDArray[np.float64], from_s: float) -> float | None:
-    """What a stage finishes per second while all its engines are full: from the last arrival to the last admission."""
-    until_s = float(known(admitted_s).max(initial=from_s))
-    finished = int(np.count_nonzero((finished_s > from_s) & (finished_s <= until_s)))
-    return finished / (until_s - from_s) if finished >= LEAST_TAIL else None
+    for found in overloads(run):
+        station = run.stations[found.station]
+        effect = (
+            f"{found.waiting:,} wait at the last arrival, and latencies grow with the length of the run"
+            if found.grows
+            else "the others time out"
+        )
+        times = (
+            f", {found.arrived_per_s / found.able_per_s:.2f} times what it can do"
+            if found.able_per_s is not None
+            else ""
+        )
+        yield (
+            f"{station.name.capitalize()} ({station.model}) is overloaded: {found.arrived_per_s:.3g} requests/s arrive "
+            f"and {found.finished_per_s:.3g} are finished meanwhile{times}; {effect}"
+        )
 
 
 def _few_turns(run: Simulation) -> Iterator[str]:

@@ -19,7 +19,7 @@ from cascadia_fast.economics import gpus_usd_per_hour
 from cascadia_fast.errors import InputError
 from cascadia_fast.problem import Problem
 from cascadia_fast.simulation.belonging import pools_by_name
-from cascadia_fast.simulation.columns import SERVED, STATUSES, Columns, known
+from cascadia_fast.simulation.columns import STATUSES, Columns, known
 from cascadia_fast.simulation.results import (
     Comparison,
     Measured,
@@ -105,7 +105,7 @@ class Simulation:
     @cached_property
     def columns(self) -> Columns:
         """Latencies and the like per request and per visit of a stage."""
-        judge_s = self.problem.judge.latency_s
+        judge_s = self.problem.judge.latency_s if self.system.asks_judge else 0.0
         return Columns(self.native, self.system, self.drawn, judge_s, self.settings.timeout_s)
 
     @cached_property
@@ -256,11 +256,22 @@ class Simulation:
     @cached_property
     def quality(self) -> Estimate | None:
         """Mean quality of the answers served; the interval also covers that the scored requests are a sample."""
-        rows = self.measured.rows
-        served = self.drawn[rows][self.native.status[rows] == SERVED]
-        requests = self.system.requests
-        by_request = requests.quality[self.system.accepted_by, np.arange(requests.size)]
-        return mean_of_drawn(by_request[served], by_request, requests.weight, requests.effective_size, top=100.0)
+        rows, requests = self.measured.rows, self.system.requests
+        stage = self.columns.accepted_by(rows)
+        served = stage >= 0
+        if not served.any():
+            return None
+        answered = requests.quality[stage[served], self.drawn[rows][served]]
+        # What a scored request gets, over the gears as often as they were in use.
+        by_gear = requests.quality[self.system.accepted_by, np.arange(requests.size)]
+        by_request = np.average(by_gear, axis=0, weights=self.columns.in_gears(rows))
+        return mean_of_drawn(answered, by_request, requests.weight, requests.effective_size, top=100.0)
+
+    @cached_property
+    def gear_shares(self) -> tuple[float, ...]:
+        """Share of each gear among the measured requests that were served; a single one unless gears shift."""
+        counts = self.columns.in_gears(self.measured.rows)
+        return tuple((counts / max(counts.sum(), 1)).tolist())
 
     def over_time(self, points: int = 200) -> OverTime:
         """Return arrivals, ends, running, waiting and busy engines of every station at evenly spaced times."""
@@ -315,7 +326,7 @@ def simulate(
     arrivals: str | None = None,
     concurrency: int | None = None,
     dispatch: str = "capacity_weighted",
-    batching: str = "chunked",
+    batching: str | None = None,
     admission: str = "fcfs",
     prefix_hit_share: float = 0.0,
     timeout_s: float | None = None,
@@ -343,7 +354,7 @@ def simulate(
         ``least_outstanding``, ``power_of_two``, ``round_robin`` or ``random``.
     batching
         ``chunked``: steps carry decodes and chunks of prompts up to max_batched_tokens. ``prompts_first``: one or the
-        other, prompts first.
+        other, prompts first. None: as the plan says.
     admission
         ``fcfs``, or ``shortest_first``: by length of the prompt.
     prefix_hit_share
@@ -379,7 +390,7 @@ def simulate(
         arrivals=arrivals,
         concurrency=concurrency,
         dispatch=dispatch,
-        batching=batching,
+        batching=plan.batching if batching is None else batching,
         admission=admission,
         prefix_hit_share=prefix_hit_share,
         timeout_s=timeout_s,
@@ -395,16 +406,18 @@ def simulate(
     arrival_s = None
     if rate_per_s is not None and arrivals is not None:
         arrival_s = arrival_times(problem.workload, arrivals, rate_per_s, requests, seed)
-    scheduler = _core.Scheduler(batching=batching, admission=admission, prefix_hit_share=prefix_hit_share)
+    scheduler = _core.Scheduler(batching=settings.batching, admission=admission, prefix_hit_share=prefix_hit_share)
     native = _core.simulate(
         system.stations(scheduler, dispatch),
         tokens_in=system.tokens_in,
         tokens_out=system.tokens_out,
         path=system.path,
+        gears=system.gears,
+        judged=system.held_back,
         judge=system.judge_station(scheduler, dispatch),
         judge_tokens_in=None if system.judge is None else system.judge.tokens_in,
         judge_tokens_out=None if system.judge is None else system.judge.tokens_out,
-        judge_delay_s=judge_delays(problem.judge.latency_s, judge_cv),
+        judge_delay_s=judge_delays(problem.judge.latency_s if system.asks_judge else 0.0, judge_cv),
         drawn=drawn,
         arrival_s=arrival_s,
         concurrency=concurrency or 0,

@@ -128,11 +128,18 @@ def _facts(run: Simulation) -> tuple[tuple[str, str], ...]:
         ("throughput", _throughput(run)),
         ("SLO scale", _slo(run)),
     ]
+    if len(run.gear_shares) > 1:
+        found.append(("gears", _gears(run)))
     if run.quality is not None:
         found.append(("quality", f"{run.quality.value:.4g}, {_interval(run.quality, lambda value: f'{value:.4g}')}"))
     if run.cost_usd_per_request is not None:
         found.append(("cost", f"{1000 * run.cost_usd_per_request:,.3g} USD per 1,000 requests served"))
     return (*found, *(("note", note) for note in run.notes))
+
+
+def _gears(run: Simulation) -> str:
+    shares = ", ".join(f"{100 * share:.3g} % in gear {place}" for place, share in enumerate(run.gear_shares, 1))
+    return f"{shares} of those served"
 
 
 def _counts(run: Simulation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from cascadia_fast import _core
 from cascadia_fast.engine_parts import EngineParts
 from cascadia_fast.errors import InputError
-from cascadia_fast.routing import route
+from cascadia_fast.signals import charged_tokens
 from cascadia_fast.simulation.belonging import check_plan, pools_by_name
+from cascadia_fast.simulation.paths import accepting_stages, held_back, paths
 from cascadia_fast.simulation.traffic import whole_tokens
 from cascadia_fast.workload import ScoredRequests
 
 if TYPE_CHECKING:
-    from cascadia_fast.blueprint import Plan, ReplicaGroup
+    from cascadia_fast.blueprint import Plan, ReplicaGroup, Routing
     from cascadia_fast.pools import GpuPool
     from cascadia_fast.problem import Problem, Stage
 
@@ -55,27 +57,36 @@ class SimulatedSystem:
     ----------
     requests
         The scored requests, with the models that run.
-    accepted_by
-        Shape (n,): the stage, among those that run, that accepts a request.
+    path
+        Shape (G, n): in each of G gears, bit s says that stage s is on the request's path. One gear unless gears shift.
+    held_back
+        Shape (G,): bit s says that nobody sees an answer of stage s before it is judged or verified.
     tokens_in, tokens_out
         Shape (S, n), whole tokens.
     engines
         Per stage the kinds of its engines.
     judge
         The judge, where it is hosted.
+    asks_judge
+        Whether a judge scores what is held back.
+    gears
+        When gears shift, where there are several.
     """
 
     requests: ScoredRequests
-    accepted_by: NDArray[np.intp]
+    path: NDArray[np.uint16]
+    held_back: NDArray[np.uint16]
     tokens_in: IndexArray
     tokens_out: IndexArray
     engines: tuple[Kinds, ...]
     judge: HostedJudge | None = None
+    asks_judge: bool = True
+    gears: _core.Gears | None = None
 
-    @property
-    def path(self) -> NDArray[np.uint16]:
-        """Shape (n,): bit s says that stage s is on the request's path."""
-        return ((1 << (self.accepted_by + 1)) - 1).astype(np.uint16)
+    @cached_property
+    def accepted_by(self) -> NDArray[np.int8]:
+        """Shape (G, n): the stage, among those that run, that accepts a request."""
+        return accepting_stages(self.path).astype(np.int8)
 
     def stations(self, scheduler: _core.Scheduler, dispatch: str) -> list[_core.Station]:
         """Return the stages as groups of replicas that share a queueing discipline."""
@@ -114,22 +125,37 @@ def build_system(plan: Plan, problem: Problem) -> SimulatedSystem:
     everything = problem.workload.requests
     requests = everything if len(running) == len(everything.models) else everything.of_models(running)
     pools = pools_by_name(plan, problem)
+    tokens_in, tokens_out = charged_tokens(plan.routing.signal, requests)
     return SimulatedSystem(
         requests=requests,
-        accepted_by=route(requests, plan.routing.thresholds),
-        tokens_in=whole_tokens(requests.input_tokens, "input"),
-        tokens_out=whole_tokens(requests.output_tokens, "output"),
+        path=paths(plan.routing, requests),
+        held_back=held_back(plan.routing, len(running)),
+        tokens_in=whole_tokens(tokens_in, "input"),
+        tokens_out=whole_tokens(tokens_out, "output"),
         engines=tuple(_engines(problem, problem.stages[stage.index], stage.replicas, pools) for stage in plan.stages),
         judge=_hosted_judge(plan, problem, requests, pools),
+        asks_judge=plan.routing.asks_judge,
+        gears=_gears(plan.routing),
+    )
+
+
+def _gears(routing: Routing) -> _core.Gears | None:
+    if routing.switching is None:
+        return None
+    return _core.Gears(
+        up_to_per_s=np.array([gear.up_to_per_s for gear in routing.gears[:-1]], np.float64),
+        window_s=routing.switching.window_s,
+        queue_factor=routing.switching.queue_factor,
+        first_station=np.array([gear.stages[0] for gear in routing.gears], np.int32),
     )
 
 
 def _hosted_judge(
     plan: Plan, problem: Problem, requests: ScoredRequests, pools: Mapping[str, GpuPool]
 ) -> HostedJudge | None:
-    """A single model is asked by nobody to be judged."""
+    """A single model is asked by nobody to be judged, and neither is what a router sends where it belongs."""
     hosted = problem.judge.hosted
-    if hosted is None or len(plan.stages) == 1:
+    if hosted is None or not plan.routing.asks_judge:
         return None
     prompts = problem.judge.prompt_tokens(requests.input_tokens, requests.output_tokens)
     tokens_in = whole_tokens(prompts, "input")

@@ -112,6 +112,8 @@ def _batch(run: Simulation, rows: slice) -> pa.RecordBatch:
         "output_tokens": where(served, system.tokens_out[answer, drawn]),
         "slo_scale": seconds(columns.slo_scale(rows)),
     }
+    if len(system.path) > 1:
+        cells["gear"] = arrow.array(native.gear[rows].astype(np.int16) + 1)
     for stage in (*range(columns.stages), *columns.judge_rows):
         replica, times = columns.replica(stage, rows), columns.times(stage, rows)
         name = f"{'stage' if stage < columns.stages else 'judge'}{number[stage % columns.stages]}"

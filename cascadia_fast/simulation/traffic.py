@@ -98,7 +98,8 @@ def _trace(workload: Workload, rate_per_s: float, count: int) -> FloatArray:
     # One mean gap between the last arrival and the next first one keeps the rate.
     period_s = times_s.size / rate_per_s
     rounds = -(-count // times_s.size)
-    repeated_s: FloatArray = (np.arange(rounds)[:, None] * period_s + once_s).ravel()
+    # Where the first and the last arrival of a trace come together, rounding may put the end of a round after the next.
+    repeated_s: FloatArray = np.maximum.accumulate((np.arange(rounds)[:, None] * period_s + once_s).ravel())
     return repeated_s[:count]
 
 

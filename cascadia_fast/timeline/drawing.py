@@ -101,7 +101,7 @@ def timeline_data(simulation: Simulation) -> TimelineData:
         plan_id=plan.plan_id,
         seed=settings.seed,
         traffic=_traffic(settings),
-        judge=plan.judge.kind,
+        judge=plan.judge.kind if plan.routing.asks_judge else "none is asked",
         stages=tuple(stage.model for stage in plan.stages),
         replicas=tuple(sum(group.count for group in groups) for groups in stations if groups),
         columns=simulation.columns,
