@@ -15,6 +15,8 @@ import pytest
 # Whatever else there is, now or later, takes a plan or the inputs. The last two are the package's names for it.
 PLANNER = {"planner", "planning", "Planner", "plan"}
 PUBLIC_FACE = {"__init__", "__main__", "cli"}
+# Other systems plan, and comparing systems means planning with all of them.
+COMPARING = {"baselines", "comparison"}
 # Inputs and the plan itself know nothing of how a plan is found.
 SOLVING = PLANNER | {"fleet", "length_cells", "routing", "routing_kernels", "_core"}
 INPUTS = {
@@ -29,7 +31,16 @@ INPUTS = {
     "samples",
     "readers",
 }
-NO_SOLVING = INPUTS | {"judge", "blueprint", "plan_json", "provenance", "simulation.traffic", "simulation.statistics"}
+NO_SOLVING = INPUTS | {
+    "judge",
+    "blueprint",
+    "blueprint_routing",
+    "plan_json",
+    "provenance",
+    "signals",
+    "simulation.traffic",
+    "simulation.statistics",
+}
 HEAVY = ("numba", "highspy", "pyarrow", "scipy", "pandas", "matplotlib")
 
 
@@ -67,15 +78,30 @@ def packages(names: set[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-def test_only_the_public_face_imports_the_planner(repository: Path) -> None:
+def test_only_the_public_face_and_other_systems_import_the_planner(repository: Path) -> None:
     found = modules(repository)
     assert {"planner", "planning.solving"} <= found.keys()
     offenders = {
         name: sorted(packages(imported) & PLANNER)
         for name, imported in found.items()
-        if name.split(".")[0] not in PLANNER | PUBLIC_FACE and packages(imported) & PLANNER
+        if name.split(".")[0] not in PLANNER | PUBLIC_FACE | COMPARING and packages(imported) & PLANNER
     }
     assert offenders == {}
+
+
+def test_only_the_public_face_imports_the_comparison_and_only_that_the_systems(repository: Path) -> None:
+    found = modules(repository)
+    assert {"baselines.systems", "baselines.case"} <= found.keys()
+    offenders = {
+        name: sorted(packages(imported) & COMPARING)
+        for name, imported in found.items()
+        if name.split(".")[0] not in PUBLIC_FACE | COMPARING and packages(imported) & COMPARING
+    }
+    assert offenders == {}
+    upwards = {
+        name for name, imported in found.items() if name.startswith("baselines") and "comparison" in packages(imported)
+    }
+    assert upwards == set()
 
 
 def test_inputs_and_plan_do_not_import_the_solvers(repository: Path) -> None:
