@@ -79,10 +79,12 @@ def read_scored_requests(source: ScoredTable) -> ScoredRequests:
     columns = source.columns
     # The last stage accepts whatever its score, so a single model needs none.
     routes = source.needs_score and len(source.models) > 1
-    optional = {columns.quality or "quality", columns.score} - {columns.quality}
+    optional = {columns.quality or "quality", columns.score} - {columns.quality, columns.weight}
     if routes:
         optional.discard(columns.score)
     numbers = {columns.input_tokens, columns.output_tokens, columns.score, columns.quality or "quality"}
+    weighted = () if columns.weight is None else (columns.weight,)
+    numbers.update(weighted)
     table = read_table(source.path, numbers, (*columns.request, columns.model), optional)
     quality_name = columns.quality or ("quality" if "quality" in table.numbers else columns.score)
     require_columns(source.path, table.header, {quality_name})
@@ -96,7 +98,7 @@ def read_scored_requests(source: ScoredTable) -> ScoredRequests:
     rows, ids = _rows_by_model(table, source)
     stages = len(source.models)
     needed = {columns.score: stages - 1} if routes else {}
-    needed.update(dict.fromkeys((columns.input_tokens, columns.output_tokens, quality_name), stages))
+    needed.update(dict.fromkeys((columns.input_tokens, columns.output_tokens, quality_name, *weighted), stages))
     rows, ids = _complete(table, source, rows, ids, needed)
     quality = _on_scale(table, source, rows, quality_name, "quality")
     score = _on_scale(table, source, rows, columns.score, "score") if routes else quality
@@ -107,6 +109,7 @@ def read_scored_requests(source: ScoredTable) -> ScoredRequests:
         output_tokens=_lengths(table, source, rows, columns.output_tokens),
         score=score,
         quality=quality,
+        weight=np.ones(ids.size) if columns.weight is None else _weights(table, source, rows, ids, columns.weight),
     )
 
 
@@ -264,6 +267,27 @@ def _lengths(table: Table, source: ScoredTable, rows: IntArray, name: str) -> Fl
         source.path, name, tokens, ~used | (np.isfinite(tokens) & (tokens > 0)), "a positive number of tokens"
     )
     return tokens[rows]
+
+
+def _weights(table: Table, source: ScoredTable, rows: IntArray, ids: NDArray[np.str_], name: str) -> FloatArray:
+    """Return the weight of each request, shape (n,), which all of its rows must state alike."""
+    weight = table.numbers[name]
+    used = np.zeros(table.size, dtype=bool)
+    used[rows] = True
+    _require_rows(source.path, name, weight, ~used | (np.isfinite(weight) & (weight >= 0)), "a number, not negative")
+    by_model = weight[rows]
+    unequal = (by_model != by_model[0]).any(axis=0)
+    if unequal.any():
+        request = int(np.argmax(unequal))
+        stage = int(np.argmax(by_model[:, request] != by_model[0, request]))
+        raise InputError(
+            f"{name} of request {str(ids[request])!r} is {by_model[0, request]:.10g} in row {rows[0, request] + 1} of "
+            f"{source.path} and {by_model[stage, request]:.10g} in row {rows[stage, request] + 1}; give all rows of a "
+            "request one weight"
+        )
+    if not by_model[0].any():
+        raise InputError(f"{name} is 0 for every request in {source.path}; give at least one a positive weight")
+    return np.asarray(by_model[0])
 
 
 def _on_scale(table: Table, source: ScoredTable, rows: IntArray, name: str, what: str) -> FloatArray:

@@ -80,7 +80,10 @@ class PoolEntry(_Section):
 
 
 class ColumnNames(_Section):
-    """Which column of the tables is what; several `request` columns identify a request together."""
+    """Which column of the tables is what; several `request` columns identify a request together.
+
+    A `weight` says how much of the traffic a request stands for, in any unit; without one all count alike.
+    """
 
     request: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1, max_length=8)] = ("request",)
     model: Name = "model"
@@ -88,6 +91,7 @@ class ColumnNames(_Section):
     output_tokens: Name = "output_tokens"
     score: Name = "score"
     quality: Name | None = None
+    weight: Name | None = None
     arrival_s: Name = "arrival_s"
     trace_input_tokens: Name = "input_tokens"
     trace_output_tokens: Name = "output_tokens"

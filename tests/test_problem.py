@@ -77,6 +77,20 @@ def test_fields_become_attributes(base_dir: Path) -> None:
     assert problem.workload is workload
 
 
+def test_weights_of_the_requests_come_from_their_column(base_dir: Path) -> None:
+    weights = ["share", "3", "1", "3", "1"]
+    rows = [f"{row},{weight}" for row, weight in zip(REQUESTS.split(), weights, strict=True)]
+    (base_dir / "requests.csv").write_text("\n".join(rows) + "\n")
+    problem = Problem.from_dict(changed("workload.columns.weight", "share"), base_dir)
+    assert problem.workload.requests.weight.tolist() == [1.5, 0.5]
+    assert problem.replace(q_min=50).workload.requests is problem.workload.requests
+    blown_up = changed("workload.columns.weight", "share")
+    blown_up["workload"]["bootstrap"] = {"size": 4000}
+    drawn = Problem.from_dict(blown_up, base_dir).workload.requests
+    assert drawn.weight.tolist() == [1] * 4000
+    assert (drawn.request_ids == "x").mean() == pytest.approx(0.75, abs=0.03)
+
+
 def test_read_takes_paths_relative_to_the_file(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = base_dir / "Übung 漢"
     folder.mkdir()

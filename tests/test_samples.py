@@ -157,6 +157,56 @@ def test_incomplete_requests_can_be_dropped(tmp_path: Path) -> None:
         read_scored_requests(scored(tmp_path, [GOOD[0], GOOD[3]], drop_incomplete=True))
 
 
+WEIGHTED = HEADER.replace("quality", "quality,share")
+SHARES = {"x": "3", "y": "1"}
+
+
+def weighted(tmp_path: Path, rows: list[str], **options: object) -> ScoredTable:
+    return scored(tmp_path, rows, WEIGHTED, columns=ColumnNames(weight="share"), **options)
+
+
+def test_weights_are_those_of_the_requests(tmp_path: Path) -> None:
+    # Rows of a model that is not in use may say anything.
+    rows = [*(f"{row},{SHARES[row[0]]}" for row in [GOOD[3], GOOD[0], GOOD[2], GOOD[1]]), "x,huge,1,1,1,1,-7"]
+    requests = read_scored_requests(weighted(tmp_path, rows))
+    assert requests.request_ids.tolist() == ["y", "x"]
+    assert requests.weight.tolist() == [0.5, 1.5]
+    assert requests.effective_size == pytest.approx(1.6)
+    unweighted = read_scored_requests(scored(tmp_path, rows, WEIGHTED))
+    assert unweighted.weight.tolist() == [1, 1]
+    assert unweighted.content_hash() != requests.content_hash()
+
+
+def test_a_request_of_weight_zero_counts_for_nothing(tmp_path: Path) -> None:
+    rows = [f"{row},{0 if row[0] == 'x' else 2}" for row in GOOD]
+    assert read_scored_requests(weighted(tmp_path, rows)).weight.tolist() == [0, 2]
+    rows = [f"{row},0" for row in GOOD]
+    with pytest.raises(InputError, match=r"share is 0 for every request in .*; give at least one a positive weight"):
+        read_scored_requests(weighted(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        ("-3", "share in row 1 of .* is -3; it must be a number, not negative"),
+        ("inf", "share in row 1 of .* is inf; it must be a number, not negative"),
+        ("", "request 'x' has no share for model 'small' in .*drop_incomplete: true"),
+        ("4", "share of request 'x' is 4 in row 1 of .* and 3 in row 3; give all rows of a request one weight"),
+        ("much", "share in row 1 of .* is 'much'; it must be a number"),
+    ],
+)
+def test_bad_weights_are_named(tmp_path: Path, first: str, says: str) -> None:
+    rows = [f"{GOOD[0]},{first}", *(f"{row},{SHARES[row[0]]}" for row in GOOD[1:])]
+    with pytest.raises(InputError, match=says) as caught:
+        read_scored_requests(weighted(tmp_path, rows))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_weights_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has no column 'share' .* map it under workload.columns"):
+        read_scored_requests(scored(tmp_path, GOOD, columns=ColumnNames(weight="share")))
+
+
 def trace(tmp_path: Path, content: str) -> Path:
     path = tmp_path / "trace.csv"
     path.write_text(content, encoding="utf-8")
