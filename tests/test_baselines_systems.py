@@ -8,7 +8,9 @@ from baseline_cases import small_case
 from cascadia_fast.baselines.case import Case
 from cascadia_fast.baselines.systems import SYSTEMS, System, system_named
 from cascadia_fast.blueprint import OURS, Plan
-from cascadia_fast.errors import InputError
+from cascadia_fast.errors import InputError, UnsupportedError
+from cascadia_fast.example import EXAMPLE_DIR
+from cascadia_fast.problem import Problem
 from cascadia_fast.simulation import simulate
 
 EVERY = pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
@@ -60,6 +62,23 @@ def test_a_plan_serves_as_it_was_predicted(system: System) -> None:
         assert run.latency.p95.value == pytest.approx(plan.predicted.end_to_end_p95_s, rel=0.25)
     other = small_case(3, 3, rate_per_s=4.0).problem.workload
     assert simulate(plan, case.problem.replace(workload=other), requests=500).counts["served"] == 500
+
+
+@EVERY
+def test_several_pools_are_planned_or_refused_in_a_sentence(system: System) -> None:
+    problem = Problem.example()
+    fields = problem.fields.model_dump(exclude_unset=True)
+    fields["cluster"] = [
+        {"name": "new", "gpu": "h100-sxm-80gb", "nodes": 3},
+        {"name": "old", "gpu": "a100-sxm-80gb", "nodes": 1},
+    ]
+    fields["workload"] = {**fields["workload"], "rate_per_s": 5.0, "arrivals": None}
+    case = Case.of(Problem.from_dict(fields, base_dir=EXAMPLE_DIR))
+    if system.kind == "baseline" or system.name in ("uniform-allocation", "alternating"):
+        with pytest.raises(UnsupportedError, match="the cluster has the pools new, old"):
+            system.plan(case)
+        return
+    assert {group.pool for group in system.plan(case).groups} <= {"new", "old"}
 
 
 def test_a_case_keeps_its_models_apart() -> None:

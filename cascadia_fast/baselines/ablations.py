@@ -73,9 +73,9 @@ def plan_alternating(case: Case) -> Plan:
     UnsupportedError
         The judge is hosted, or there are several pools: the paper knows neither.
     """
-    if case.problem.judge.hosted is not None or len(case.problem.pools) > 1:
-        what = "hosted judge" if case.problem.judge.hosted is not None else "second pool"
-        raise UnsupportedError(f"the paper's loop knows no {what}; leave the system alternating out")
+    case.require_one_pool()
+    if case.problem.judge.hosted is not None:
+        raise UnsupportedError("the paper's loop knows no hosted judge; leave the system alternating out")
     as_the_paper = case.replace(
         method="alternating",
         objective="max_stage_p95",

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cascadia_fast import _core
+from cascadia_fast.errors import UnsupportedError
 from cascadia_fast.fleet import StageFleet
 from cascadia_fast.length_cells import LengthCells, all_cells
 from cascadia_fast.planner import Planner
@@ -121,6 +122,21 @@ class Case:
     def meets(self, quality: float) -> bool:
         """Return whether a mean quality meets the floor."""
         return quality >= self.q_min - QUALITY_SLACK
+
+    def require_one_pool(self) -> None:
+        """Refuse a cluster of several pools, for systems that know one only.
+
+        Raises
+        ------
+        UnsupportedError
+            There are several.
+        """
+        if len(self.problem.pools) > 1:
+            names = ", ".join(pool.name for pool in self.problem.pools)
+            raise UnsupportedError(
+                f"the cluster has the pools {names}, and systems other than ours are deployed on one pool only; "
+                "compare on one pool"
+            )
 
     def planner(self, **options: Any) -> Planner:
         """Return our own planner of the case; `options` are the planner's."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cascadia_fast import _core
 from cascadia_fast.baselines.case import Case
-from cascadia_fast.errors import NoPlanError, PoolTooSmallError, UnsupportedError
+from cascadia_fast.errors import NoPlanError, PoolTooSmallError
 from cascadia_fast.length_cells import LengthCells, length_cells
 from cascadia_fast.planning.plan_parts import spec_of
 from cascadia_fast.routing import route
@@ -103,12 +103,7 @@ class StationLoads:
         judged: NDArray[np.bool_] | FloatArray | None = None,
         rate_per_s: float | None = None,
     ) -> None:
-        if len(case.problem.pools) > 1:
-            names = ", ".join(pool.name for pool in case.problem.pools)
-            raise UnsupportedError(
-                f"the cluster has the pools {names}, and systems other than ours are deployed on one pool only; "
-                "compare on one pool"
-            )
+        case.require_one_pool()
         requests = case.requests
         self.case = case
         self.visits = np.asarray(visits, np.float64)

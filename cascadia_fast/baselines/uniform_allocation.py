@@ -53,7 +53,10 @@ def plan_equally(case: Case, system: str) -> Plan:
         No cascade that meets the floor carries the rate so; the largest rate is in it.
     NoPlanError
         None carries any rate.
+    UnsupportedError
+        The cluster has several pools.
     """
+    case.require_one_pool()
     started_s = time.perf_counter()
     task = task_of(case.problem, workload=None, gpus=None, rate_per_s=None, levels=None, alternating=None, goal={})
     searches = _apart(case, task)
