@@ -17,9 +17,10 @@ more and writes a token per vote, for every request.
 What favours it: which model answers first is left open, so every one but the largest is tried. A policy that does the
 same for every verdict asks for none and goes straight to its model. All votes share one reading of the answer. Costs
 are what requests take of the GPUs at hand, on engines that are kept full. The paper says nothing of deployment; it is
-given our own allocation: GPUs and shapes that make the slowest model's p95 least.
+given our way to allocate: of all splits of the GPUs the one whose end-to-end p95 is least by the latency model.
 
-What does not: with three models the paper may verify the second one's answer too; here only the first one's.
+What does not: with three models the paper may verify the second one's answer too; here only the first one's. The
+verification is read and written in one visit with the answer, whose tokens then already see the longer context.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 
 from cascadia_fast.baselines.costs import cheapest, gpu_seconds, mean_cost
 from cascadia_fast.baselines.drawing import draw_plan
+from cascadia_fast.baselines.path_allocation import deploy_for_paths
 from cascadia_fast.baselines.routed import ONE_MODEL, RoutingOption, groups_that_fit, loads_of
 from cascadia_fast.baselines.verifying import policies
 from cascadia_fast.blueprint import Router, Routing
@@ -56,7 +58,7 @@ def plan_automix(case: Case, auc: float = VERIFIER_AUC) -> Plan:
         case,
         "automix",
         loads,
-        loads.deploy(),
+        deploy_for_paths(case, loads),
         chosen.routing,
         quality=served,
         note="the cheapest verdict policy that meets the floor, allocated like ours",

@@ -200,10 +200,15 @@ def _path_times(case: Case, loads: StationLoads, stations: list[Station], judge:
             total_s += np.where(asked, delay_s, 0.0)
             first_s[asked] = total_s[asked]  # nobody reads an answer that may yet be refused
     weight = case.requests.weight[chosen]
-    return _quantile(total_s, weight, 0.5), _quantile(total_s, weight, 0.95), _quantile(first_s, weight, 0.95)
+    return (
+        weighted_quantile(total_s, weight, 0.5),
+        weighted_quantile(total_s, weight, 0.95),
+        weighted_quantile(first_s, weight, 0.95),
+    )
 
 
-def _quantile(values: FloatArray, weight: FloatArray, share: float) -> float:
+def weighted_quantile(values: FloatArray, weight: FloatArray, share: float) -> float:
+    """Return the least value that this share of the weight does not exceed."""
     order = np.argsort(values)
     passed = np.cumsum(weight[order])
     return float(values[order][min(int(np.searchsorted(passed, share * passed[-1])), values.size - 1)])

@@ -169,6 +169,17 @@ class StationLoads:
         """Return the deployment of one station on at most so many GPUs with the least p95; raises as `deploy`."""
         return self._deployed((model,), gpus)[0]
 
+    def distinct(self, model: int) -> list[_core.Choice]:
+        """Return the deployments of least p95 of one station over all numbers of GPUs, each on the fewest it needs."""
+        latency_s, shape, replicas = self._search((model,)).table(0, 0, self.case.gpus)
+        engines = self.case.fleet[model].replicas
+        found = {
+            (option, count): _core.Choice(option, count, count * engines[option].shape.gpus, p95_s)
+            for p95_s, option, count in zip(latency_s.tolist(), shape.tolist(), replicas.tolist(), strict=True)
+            if count and np.isfinite(p95_s)
+        }
+        return sorted(found.values(), key=lambda choice: choice.gpus)
+
     def evaluate(self, model: int, choice: _core.Choice) -> _core.StageDetail:
         """Return what the latency model says of a station; an overloaded one has an infinite `p95_s`."""
         return self._search((model,)).evaluate(0, 0, choice)

@@ -22,8 +22,8 @@ DeepSeek data and 0.74 on Llama's. Cost is what a request takes of the GPUs at h
 does not know. Any model may be left out.
 
 `routellm` deploys uniformly, as the paper says nothing of deployment: the same number of GPUs for each model in use,
-in whole engines, each in the replicas and the shape of least p95. `routellm-ours` is given our own allocation instead:
-GPUs and shapes that make the slowest model's p95 least.
+in whole engines, each in the replicas and the shape of least p95. `routellm-ours` is given our way to allocate instead:
+of all splits of the GPUs the one whose end-to-end p95 is least by the latency model.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from cascadia_fast.baselines.costs import cheapest, gpu_seconds, mean_cost
 from cascadia_fast.baselines.drawing import draw_plan
+from cascadia_fast.baselines.path_allocation import deploy_for_paths
 from cascadia_fast.baselines.routed import ONE_MODEL, RoutingOption, groups_that_fit, loads_of, shared_out
 from cascadia_fast.baselines.tiers import best_tiers
 from cascadia_fast.blueprint import Router, Routing
@@ -63,7 +64,7 @@ def _plan(case: Case, system: str, auc: float, *, uniform: bool) -> Plan:
     options = [_option(case, models, cost, auc) for models in groups_that_fit(case)]
     chosen = cheapest([option for option in options if option is not None], case.q_min)
     loads, served = loads_of(case, chosen.models, chosen.routing)
-    choices = shared_out(case, loads, [1.0] * len(loads.models)) if uniform else loads.deploy()
+    choices = shared_out(case, loads, [1.0] * len(loads.models)) if uniform else deploy_for_paths(case, loads)
     deployed = "the same GPUs for each model" if uniform else "allocated like ours"
     return draw_plan(
         case,
