@@ -18,6 +18,9 @@ Threshold = Annotated[float, NEVER]
 Interval = tuple[float | None, Threshold]
 
 
+MOST_VOTES = 1000  # each takes 30 µs for a few thousand requests
+
+
 @dataclass(frozen=True, slots=True)
 class Signal(Record):
     """What decides in place of the judge's scores, simulated from quality with a stated accuracy.
@@ -49,6 +52,8 @@ class Signal(Record):
             raise InputError(f"Signal.spread is {self.spread:g}; it must be positive")
         if self.noise_sd < 0:
             raise InputError(f"Signal.noise_sd is {self.noise_sd:g}; it must not be negative")
+        if self.votes > MOST_VOTES:
+            raise InputError(f"Signal.votes is {self.votes:,}; at most {MOST_VOTES:,} are simulated")
         if (self.votes > 0) != (self.kind == "verification"):
             raise InputError(f"Signal.votes is {self.votes}; a verification has at least one, anything else 0")
 

@@ -382,7 +382,7 @@ class TestPlans:
             plan = plan_of(Case.of(problem, seed=1))
             assert plan.predicted.quality >= 65 - 1e-6
             assert plan.routing.switching is not None
-            assert plan.routing.switching.window_s in (2.0, 10.0)
+            assert plan.routing.switching.window_s in (2.0, 10.0, 40.0)
 
     @pytest.mark.parametrize("plan_of", PLANNERS)
     def test_its_windows_are_those_that_serve_the_planning_half_faster(
@@ -398,7 +398,7 @@ class TestPlans:
             assert plan.routing.switching is not None
             latency = cf.simulate(plan, case.problem, cascadeserve.TRIED, case.seed).latency
             p95_s[plan.routing.switching.window_s] = latency.p95.value if latency else np.inf
-        assert len(p95_s) == 2
+        assert len(p95_s) == 3
         assert chosen.routing.switching is not None
         assert p95_s[chosen.routing.switching.window_s] == min(p95_s.values())
 

@@ -10,8 +10,8 @@
 * `no-skipping`: the cascade is of all models in order, as the paper has it, and every request begins at the first.
 * `alternating`: the paper's own method, deployment and routing in turn (its algorithm 1) for the slowest stage's p95,
   over the cascade of all models. Deadline and budget are no part of it.
-* `paper-objective`: the slowest stage's p95 is made least, as in the paper, where the file's goal is another objective;
-  where it is that one, this is our plan.
+* `paper-objective`: the slowest stage's p95 is made least, as in the paper, where ours is planned for the p95 of whole
+  paths or whatever else the file asks for.
 * `confident`: the floor holds with a confidence of 80 % for the traffic behind the requests, not only for the mean of
   the planning half (`q_confidence`). It shows what certainty costs, and that the cheapest routing that meets a floor on
   a small sample is one that the sample flatters. Where no routing is so certain, the surest one is taken.

@@ -2,7 +2,9 @@
 
 Cascades of any of the models, thresholds, GPUs per model and shapes of the engines are chosen together, exactly, for
 the file's own objective on the planning half: see `cascadia-fast plan`. It is planned for the same requests, rate,
-floor, GPUs, latency model and judge as every other system, and is served by the same simulator.
+floor, GPUs, latency model and judge as every other system, and is served by the same simulator. Where the objective is
+the slowest stage's p95, as in files that name none, a comparison plans for the p95 of whole paths, which is what it
+compares; `paper-objective` keeps to the stage's.
 
 Nothing is done here that the planner does not do by itself, but one thing: what it would refuse is served all the same,
 as that of any other system is. A floor out of reach becomes the best quality in reach. A rate beyond the cap on

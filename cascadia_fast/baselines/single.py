@@ -3,16 +3,16 @@
 The smallest model whose mean quality on the planning half meets the floor answers every request; where none does, the
 model of the best quality. No judge is asked and nobody waits for one.
 
-All GPUs of the cluster are its own. Engines of one shape (tensor and pipeline parallelism) serve it, as many as fit:
-every shape that our own planner knows is tried with every number of replicas, by the same latency model, and the least
-p95 wins. The paper tunes its single model in the same way.
+All GPUs of the cluster are its own. Engines of one shape (tensor and pipeline parallelism) serve it, as many as fit.
+The promising shapes, at most six by our latency model, are simulated on the planning half, and the least p95 wins. The
+paper tunes its single model too.
 
 Engines read whole prompts first: a step carries prompts or decodes, never both, as SGLang did when the paper was
-written. The same model with chunked prefill is the system `sarathi`.
+written. The same model with chunked prefill is the system `sarathi`, whose shape is found in the same way.
 
 What its paper leaves open, taken in its favour: the shape is tuned for the very load (rate, lengths, bursts) of the
-case, like ours, and limits on replicas in the problem file do not bind it. A rate that no deployment carries gets the
-one that carries most.
+case, by simulation, where ours trusts its latency model; and limits on replicas in the problem file do not bind it. A
+rate that no deployment carries gets one that carries most.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import time
 
 import numpy as np
 
+from cascadia_fast import _core
 from cascadia_fast.baselines.case import Case
 from cascadia_fast.baselines.drawing import draw_plan
 from cascadia_fast.baselines.loads import StationLoads
+from cascadia_fast.baselines.trying import Traffic, Trial, fastest, promising
 from cascadia_fast.blueprint import Plan, Routing
 
 ALONE = Routing("cascade", (), ())
@@ -40,17 +42,23 @@ def plan_single(case: Case) -> Plan:
     started_s = time.perf_counter()
     model = smallest_model(case)
     loads = StationLoads(case, alone(case, model))
+    engines = case.fleet[model].replicas
+    trials = [
+        Trial(choice.shape, choice.replicas, case.problem.max_batched_tokens, _core.StepCosts(engines[choice.shape]))
+        for choice in promising(loads, model)
+    ]
+    best = fastest(Traffic.of(case, model), trials, "prompts_first")
     return draw_plan(
         case,
         "single",
         loads,
-        {model: loads.best(model, case.gpus)},
+        {model: loads.choice(model, best.option, best.replicas)},
         ALONE,
         quality=case.requests.quality[model],
-        note="the smallest model that meets the floor, in the shape with the least p95 by this latency model",
+        note=f"the smallest model that meets the floor, in the fastest of {len(trials)} shapes tried",
         started_s=started_s,
         batching="prompts_first",
-        evaluated=len(case.fleet[model].replicas),
+        evaluated=len(trials),
     )
 
 
