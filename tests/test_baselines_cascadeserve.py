@@ -396,17 +396,31 @@ class TestPlans:
                 only.setattr(cascadeserve, "REQUESTS_PER_WINDOW", (requests,))
                 plan = plan_of(case)
             assert plan.routing.switching is not None
-            latency = cf.simulate(plan, case.problem, cascadeserve.TRIED, case.seed).latency
-            p95_s[plan.routing.switching.window_s] = latency.p95.value if latency else np.inf
+            p95_s[plan.routing.switching.window_s] = cascadeserve.simulated_p95_s(case, plan)
         assert len(p95_s) == 3
         assert chosen.routing.switching is not None
         assert p95_s[chosen.routing.switching.window_s] == min(p95_s.values())
+
+    def test_a_plan_of_one_gear_wins_where_it_is_the_fastest(self) -> None:
+        problem = Problem.read(DEEPSEEK.parent / "llama_trace2.yaml").replace(q_min=69.0, rate_per_s=47.0)
+        half = problem.workload.requests.select(np.arange(0, problem.workload.requests.size, 2))
+        case = Case.of(problem.replace(workload=Workload.build(half, problem.workload.arrivals)))
+        chosen = plan_cascadeserve(case)
+        assert len(chosen.routing.gears) == 1
+        with pytest.MonkeyPatch.context() as only:
+            only.setattr(cascadeserve, "REQUESTS_PER_WINDOW", (20,))
+            switching = plan_cascadeserve(case)
+        assert len(switching.routing.gears) > 1
+        assert cascadeserve.simulated_p95_s(case, chosen) < cascadeserve.simulated_p95_s(case, switching)
 
     def test_a_hosted_judge_has_engines_and_load(self, tmp_path: Path) -> None:
         text = DEEPSEEK.read_text().replace("data/", f"{DEEPSEEK.parent}/data/")
         path = tmp_path / "hosted.yaml"
         path.write_text(text.replace("judge: {latency_s: 0.27}", "judge: {model: llama-3.1-8b, output_tokens: 8}"))
-        plan = plan_cascadeserve(Case.of(cf.Problem.read(path)))
+        # With other windows the largest model alone is faster, and nobody is judged.
+        with pytest.MonkeyPatch.context() as only:
+            only.setattr(cascadeserve, "REQUESTS_PER_WINDOW", (100,))
+            plan = plan_cascadeserve(Case.of(cf.Problem.read(path)))
         assert plan.routing.asks_judge
         assert plan.judge.kind == "hosted"
         assert plan.judge.gpus >= 1

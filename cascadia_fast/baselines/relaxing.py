@@ -54,7 +54,7 @@ def plan_anyway(case: Case, system: str, attempt: Attempt) -> Plan:
     Raises
     ------
     NoPlanError
-        The models that the floor needs do not fit these GPUs, at any rate.
+        The models that the floor needs do not fit these GPUs, at any rate; or several pools do not carry the rate.
     """
     started_s = time.perf_counter()
     try:
@@ -77,6 +77,8 @@ def plan_anyway(case: Case, system: str, attempt: Attempt) -> Plan:
             raise
         except NoPlanError as error:
             last = error
+    if len(case.problem.pools) > 1:
+        raise last  # an overload is served on one pool only
     return _overloaded(case, system, _largest(eased, attempt, last), started_s)
 
 
