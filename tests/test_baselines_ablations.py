@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from cascadia_fast.baselines import ablations, ours
 from cascadia_fast.baselines.case import Case
 from cascadia_fast.baselines.loads import StationLoads
 from cascadia_fast.baselines.systems import SYSTEMS
+from cascadia_fast.baselines.trying import simulated_p95_s
 from cascadia_fast.baselines.uniform_allocation import equal_gpus, plan_equally
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import UnsupportedError
@@ -209,3 +211,16 @@ def test_every_deployment_there_is_was_tried_above() -> None:
     sizes = [[engine.shape.gpus for engine in case.fleet[model].replicas] for model in (0, 1)]
     assert counts == [sum(8 // size for size in of_model) for of_model in sizes]
     assert len(list(itertools.product(*map(range, counts)))) > 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_cascade_of_ours_is_simulated_to_be_faster_than_the_one_tried(seed: int) -> None:
+    case = small_case(3, seed, rate_per_s=5.0, q_min=60.0)
+    tried, ours = ablations.plan_tried(case), planned(case)
+    best_s = simulated_p95_s(case, tried)
+    assert best_s <= simulated_p95_s(case, ours)
+    for model in range(case.models):
+        alone = case.replace(q_min=0.0).planner(cascades=partial(ablations._only, (model,))).plan()
+        if alone.predicted.quality >= 60.0:
+            assert best_s <= simulated_p95_s(case, alone)
+    assert tried.predicted.quality >= 60.0 - 1e-6

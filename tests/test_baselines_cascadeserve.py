@@ -23,6 +23,7 @@ from cascadia_fast.baselines.gear_placement import place_replicas, utilization
 from cascadia_fast.baselines.gear_plan import RateRanges, assign, pareto_set
 from cascadia_fast.baselines.gear_profile import Profile, smallest_that_fits, tuned_alone
 from cascadia_fast.baselines.gear_search import GearPlan, best_plan, gear_plans
+from cascadia_fast.baselines.trying import simulated_p95_s
 from cascadia_fast.blueprint import Plan
 from cascadia_fast.errors import PoolTooSmallError
 from cascadia_fast.problem import Problem
@@ -396,7 +397,7 @@ class TestPlans:
                 only.setattr(cascadeserve, "REQUESTS_PER_WINDOW", (requests,))
                 plan = plan_of(case)
             assert plan.routing.switching is not None
-            p95_s[plan.routing.switching.window_s] = cascadeserve.simulated_p95_s(case, plan)
+            p95_s[plan.routing.switching.window_s] = simulated_p95_s(case, plan)
         assert len(p95_s) == 3
         assert chosen.routing.switching is not None
         assert p95_s[chosen.routing.switching.window_s] == min(p95_s.values())
@@ -411,7 +412,7 @@ class TestPlans:
             only.setattr(cascadeserve, "REQUESTS_PER_WINDOW", (20,))
             switching = plan_cascadeserve(case)
         assert len(switching.routing.gears) > 1
-        assert cascadeserve.simulated_p95_s(case, chosen) < cascadeserve.simulated_p95_s(case, switching)
+        assert simulated_p95_s(case, chosen) < simulated_p95_s(case, switching)
 
     def test_a_hosted_judge_has_engines_and_load(self, tmp_path: Path) -> None:
         text = DEEPSEEK.read_text().replace("data/", f"{DEEPSEEK.parent}/data/")

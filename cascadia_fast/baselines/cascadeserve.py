@@ -32,7 +32,6 @@ length; `cascadeserve-tuned` the engine with the least mean time when the model 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,12 +45,12 @@ from cascadia_fast.baselines.gear_plan import RateRanges
 from cascadia_fast.baselines.gear_profile import Profile, on_all_requests, profile, smallest_that_fits, tuned_alone
 from cascadia_fast.baselines.gear_search import GearPlan, best_plan, gear_plans
 from cascadia_fast.baselines.loads import StationLoads
+from cascadia_fast.baselines.trying import simulated_p95_s
 from cascadia_fast.blueprint import Gear, Plan, Routing, Switching
 from cascadia_fast.errors import NoPlanError, PoolTooSmallError
 from cascadia_fast.planning.plan_parts import spec_of
 from cascadia_fast.planning.subsets import Subset
 from cascadia_fast.routing import middle_thresholds, routing_grid
-from cascadia_fast.simulation import simulate
 from cascadia_fast.simulation.paths import accepting_stages, held_back, paths
 from cascadia_fast.simulation.traffic import arrival_times
 
@@ -61,7 +60,6 @@ LEAST_WINDOW_S = 0.1
 # None is always the best one: over six seeds, SLO scales with 20 came to 0.7 to 2.5 times those with 100, at three
 # floors of the most bursty DeepSeek trace.
 REQUESTS_PER_WINDOW = (20, 100, 400)
-TRIED, TRIED_PART = 20_000, (0.2, 0.9)  # requests of the simulation that decides, and the part that counts
 MOST_RANGES = 8
 # The paper's 8 per second at windows of 100 ms: a queue as long as what arrives in 1.25 windows.
 QUEUE_FACTOR_TIMES_WINDOW = 0.8
@@ -97,16 +95,6 @@ def _plan(case: Case, name: str, choose: Callable[[Sequence[Profile]], Profile])
 def shortfall(case: Case, plan: Plan) -> float:
     """Return by how much the mean quality misses the floor."""
     return 0.0 if case.meets(plan.predicted.quality) else case.q_min - plan.predicted.quality
-
-
-def simulated_p95_s(case: Case, plan: Plan) -> float:
-    """Return the p95 of the planning half served by a plan, from the same requests for every plan."""
-    run = simulate(plan, case.problem, TRIED, case.seed)
-    if run.interrupted:
-        raise KeyboardInterrupt
-    counted = slice(int(TRIED * TRIED_PART[0]), int(TRIED * TRIED_PART[1]))
-    latency_s = np.nan_to_num(run.columns.latency_s(counted), nan=math.inf)
-    return float(np.quantile(latency_s, 0.95, method="inverted_cdf"))
 
 
 def _with_windows(

@@ -1,10 +1,10 @@
 """Our own planner, as it plans the problem file (arXiv 2506.04203, and beyond it).
 
-Cascades of any of the models, thresholds, GPUs per model and shapes of the engines are chosen together, exactly, for
-the file's own objective on the planning half: see `cascadia-fast plan`. It is planned for the same requests, rate,
-floor, GPUs, latency model and judge as every other system, and is served by the same simulator. Where the objective is
-the slowest stage's p95, as in files that name none, a comparison plans for the p95 of whole paths, which is what it
-compares; `paper-objective` keeps to the stage's.
+Cascades of any of the models, thresholds, GPUs per model and shapes of the engines are chosen together, exactly, on the
+planning half: see `cascadia-fast plan`. It is planned for the same requests, rate, floor, GPUs, latency model and judge
+as every other system, and is served by the same simulator. A comparison is of latency on equal GPUs, so that the p95 of
+whole paths is made least there, whatever the file's objective is, and within none of its deadline, budget and losses to
+survive, which other systems know nothing of; `paper-objective` makes the slowest stage's p95 least.
 
 Nothing is done here that the planner does not do by itself, but one thing: what it would refuse is served all the same,
 as that of any other system is. A floor out of reach becomes the best quality in reach. A rate beyond the cap on

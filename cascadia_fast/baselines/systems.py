@@ -55,6 +55,7 @@ _ABLATIONS: tuple[tuple[str, str, Callable[[Case], Plan]], ...] = (
     ("alternating", "the paper's loop", ablations.plan_alternating),
     ("paper-objective", "the paper's objective", ablations.plan_paper_objective),
     ("confident", "the floor with confidence", ablations.plan_confident),
+    ("tried", "cascades tried in simulation", ablations.plan_tried),
 )
 
 SYSTEMS: tuple[System, ...] = (
