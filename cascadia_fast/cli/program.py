@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cascadia_fast.cli import calibrate, explain, plan, simulate
+from cascadia_fast.cli import calibrate, compare, explain, plan, simulate
 from cascadia_fast.cli.outcome import BAD_INPUT_OR_NO_PLAN, BROKEN_PIPE, INTERRUPTED, discard_stdout, say
 
 NAME = "cascadia-fast"
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("explain", epilog=explain.EPILOG)(explain.explain)
 app.command("simulate", epilog=simulate.EPILOG)(simulate.simulate)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("calibrate", epilog=calibrate.EPILOG)(calibrate.calibrate)
 
 

@@ -1,4 +1,10 @@
-"""Which stations of a run fall behind: requests come faster than they are finished, and the queue grows."""
+"""Which stations of a run are overloaded: more comes than they are able to finish while all their engines are full.
+
+That a queue is longer at the end than in the middle is not enough: traffic that comes in bursts ends many a run with
+one. Of 150 runs of 20,000 requests (benchmarks/cases/llama_trace2.yaml and deepseek_trace1.yaml, five systems, three
+rates, five seeds), judged by runs of 100,000, growth alone calls 20 an overload that are none and misses 4; what is
+asked here calls none and misses 1.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
 # A stage keeps up when it finishes this share of what arrives; what its engines hold at the ends of a window differs.
 KEEPS_UP = 0.95
 GROWTH = 1.2
+INSTANTS = 200
 # Fewer ends than these say nothing of how fast a station is.
 LEAST_ENDS = 10
 
@@ -36,7 +43,7 @@ class Overload:
     waiting
         Visits that wait for an engine when the last request arrives.
     grows
-        Whether that is more than in the middle of the run; else timeouts keep the queue short.
+        Whether latencies grow with the length of the run; else timeouts keep the queue short.
     able_per_s
         What it finishes per second while all its engines are full; None where too few do to tell.
     """
@@ -68,14 +75,26 @@ def _overload(run: Simulation, station: Station, window_s: NDArray[np.float64]) 
     arrived_s, admitted_s, finished_s = station.arrivals_s(), station.admissions_s(), known(station.finished_s())
     came, done = (int(np.diff(counted_until(events_s, window_s))[0]) for events_s in (arrived_s, finished_s))
     before, now = map(int, present_at(arrived_s, admitted_s, window_s))
+    middle_s, end_s = map(float, window_s)
+    able_per_s = _able_per_s(finished_s, admitted_s, end_s)
+    too_slow = able_per_s is not None and able_per_s < arrived_s.size / (2 * (end_s - middle_s))
     # Engines that are still filling up finish less than arrives, too; only in overload does a queue form.
     queues = now > int(np.count_nonzero(run.native.station == station.number))
-    grows = now > GROWTH * before
-    if not (came and done < KEEPS_UP * came and queues and (grows or run.counts["timed_out"])):
+    grows, gives_up = now > GROWTH * before, run.counts["timed_out"] > 0
+    falls_behind = bool(came) and done < KEEPS_UP * came and queues and (grows or gives_up)
+    overloaded = falls_behind and (gives_up or (too_slow and not _was_gone(run, station, window_s)))
+    # A little too much takes longer to show than a run lasts; the plan knows that it is.
+    if not overloaded and not (queues and run.plan.status == "unstable"):
         return None
-    length_s, end_s = float(window_s[1] - window_s[0]), float(window_s[1])
-    able_per_s = _able_per_s(finished_s, admitted_s, end_s)
-    return Overload(station.number, came / length_s, done / length_s, now, grows, able_per_s)
+    length_s = end_s - middle_s
+    return Overload(station.number, came / length_s, done / length_s, now, grows or not gives_up, able_per_s)
+
+
+def _was_gone(run: Simulation, station: Station, window_s: NDArray[np.float64]) -> bool:
+    """Whether the queue was gone at some instant: then it came with a burst, and goes with it."""
+    instants_s = np.linspace(float(window_s[0]), float(window_s[1]), INSTANTS)
+    waiting = present_at(station.arrivals_s(), station.admissions_s(), instants_s)
+    return int(waiting.min()) <= int(np.count_nonzero(run.native.station == station.number))
 
 
 def _able_per_s(finished_s: NDArray[np.float64], admitted_s: NDArray[np.float64], from_s: float) -> float | None:

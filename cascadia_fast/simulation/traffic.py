@@ -30,12 +30,13 @@ MAX_TOKENS = 2**30
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.int32]
 
-_DRAWN, _ARRIVING = range(2)
+# Streams of random numbers that no purpose shares with another; the last three are those of comparisons.
+DRAWN, ARRIVING, SPLIT, ROTATION, PLANNING = range(5)
 
 
 def drawn_requests(requests: ScoredRequests, count: int, seed: int) -> IndexArray:
     """Return, shape (count,), indexes of scored requests drawn with replacement, in proportion to their weights."""
-    stream = _stream(seed, _DRAWN)
+    stream = stream_of(seed, DRAWN)
     if np.all(requests.weight == 1):
         return stream.integers(requests.size, size=count, dtype=np.int32)
     mass = np.cumsum(requests.weight)
@@ -75,7 +76,7 @@ def _renewal(workload: Workload, kind: str, rate_per_s: float, count: int, seed:
     variation = 1.0 if kind == "poisson" else workload.cv
     if variation > MAX_CV:
         raise InputError(f"the workload's cv is {variation:g}; gamma arrivals have at most {MAX_CV:g}, so use poisson")
-    stream = _stream(seed, _ARRIVING)
+    stream = stream_of(seed, ARRIVING)
     if variation == 0:
         return np.arange(count) / rate_per_s
     if variation == 1:
@@ -133,5 +134,6 @@ def judge_delays(latency_s: float, cv: float) -> FloatArray:
     return delays_s
 
 
-def _stream(seed: int, purpose: int) -> np.random.Generator:
+def stream_of(seed: int, purpose: int) -> np.random.Generator:
+    """Return the random numbers of a seed for one purpose."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
