@@ -205,6 +205,22 @@ def test_an_overload_bounds_the_ratio(theirs: dict[str, Any], ours: dict[str, An
     assert found["on_equal_terms"] == (bound == "exact")
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "equal"), [(90, 85, True), (79.7, 85, True), (79, 85, False), (79, 79, True)]
+)
+def test_terms_are_not_equal_where_one_falls_short_of_the_floor_by_more(
+    theirs: float, ours: float, equal: bool
+) -> None:
+    rows = []
+    for quality in (theirs, ours):
+        one = row()
+        one["measured"] |= {"quality": quality, "quality_low": quality - 9, "quality_high": quality + 9}
+        rows.append(one)
+    (pair,) = against_ours([group("ours", rows[1]), group("single", rows[0])])
+    assert pair.theirs.meets in ("yes", "unsure")
+    assert pair.on_equal_terms == equal
+
+
 def test_the_headline_keeps_what_speaks_against_ours() -> None:
     rates = (10.0, 20.0, 30.0, 40.0)
     groups = []

@@ -301,7 +301,7 @@ def test_sentences_say_it_in_both_directions() -> None:
     said = details(worse, system(worse, "other"), system(worse, "ours"))
     assert "Ours is better in 0, worse in 4 (4 beyond the noise of the seeds; at worst 0." in said
     # Faster because it does less: no win of theirs, and said.
-    assert lead(below, system(below, "other")).startswith("in no setting are both served without one missing the floor")
+    assert lead(below, system(below, "other")).startswith("in no setting are both served on equal terms")
     said = details(below, system(below, "other"), system(below, "ours"))
     assert "misses the floor in 4 (where it is faster than ours in 4)" in said
 
@@ -316,7 +316,7 @@ def test_sentences_take_equal_terms_first_and_then_all_that_are_served() -> None
     assert lead(read_, system(read_, "routellm-ours")) == (
         f"meets a deadline {1 / equal['geomean']:.2f} times tighter than ours (geometric mean of {equal['count']} "
         f"settings, from {equal['least']:.3f}× to {equal['largest']:.2f}×), its p95 is {p95['geomean']:.3f}× ours "
-        f"and it answers {-gap:.1f} points worse, where both are served and neither misses the floor beyond the noise; "
+        f"and it answers {-gap:.1f} points worse, where both are served on equal terms; "
         f"{both['geomean']:.3f}× over all {both['count']} in which both are served."
     )
     assert "Assumed of it: its router is right with probability 0.65 (AUC)." in details(

@@ -7,12 +7,9 @@ from typing import Any
 
 from cascadia_fast.comparison.cells import OURS
 from cascadia_fast.comparison.estimates import mean_of
-from cascadia_fast.comparison.groups import Group
+from cascadia_fast.comparison.groups import EQUAL_QUALITY, Group
 from cascadia_fast.comparison.setup import CaseSetup, Setup
 from cascadia_fast.report.words import EQUAL
-
-# Mean qualities this near, in points, are one: the same plan on fewer GPUs serves other requests of the same halves.
-EQUAL_QUALITY = 0.5
 
 
 def savings(setup: Setup, groups: Sequence[Group], fewer: Sequence[Group]) -> list[dict[str, Any]]:

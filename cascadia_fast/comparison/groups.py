@@ -18,6 +18,10 @@ from cascadia_fast.comparison.trial import Row
 Trial = tuple[Cell, Row]
 
 
+# Mean qualities this near, in points, are one: the same plan on fewer GPUs serves other requests of the same halves.
+EQUAL_QUALITY = 0.5
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """The trials of a system that differ in their seed only, by seed.
@@ -68,6 +72,11 @@ class Group:
         if found.high is not None:
             half_width = max(half_width, found.high - found.mean)
         return Mean(found.mean, max(found.mean - half_width, 0.0), min(found.mean + half_width, 100.0))
+
+    @property
+    def shortfall(self) -> float | None:
+        """Points by which the mean quality falls short of the floor; 0 where it does not."""
+        return None if self.quality is None else max(self.q_min - self.quality.mean, 0.0)
 
     @property
     def plans(self) -> list[dict[str, Any]]:

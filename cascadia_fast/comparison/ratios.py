@@ -9,7 +9,7 @@ from typing import Any
 
 from cascadia_fast.comparison.cells import OURS
 from cascadia_fast.comparison.estimates import Mean, as_dict, log_mean_of
-from cascadia_fast.comparison.groups import Group
+from cascadia_fast.comparison.groups import EQUAL_QUALITY, Group
 
 # What is compared: names in results.json, and of the figures of a cell.
 FIGURES = {"scale95_over_ours": "scale95", "p95_over_ours": "p95_s"}
@@ -55,8 +55,11 @@ class Against:
 
     @property
     def on_equal_terms(self) -> bool:
-        """Whether both are served and neither misses the floor."""
-        return self.bound == "exact" and "no" not in (self.theirs.meets, self.ours.meets)
+        """Whether both are served, neither misses the floor beyond the noise, and they fall equally short of it."""
+        short = (self.theirs.shortfall, self.ours.shortfall)
+        if self.bound != "exact" or "no" in (self.theirs.meets, self.ours.meets) or None in short:
+            return False
+        return abs((short[0] or 0.0) - (short[1] or 0.0)) <= EQUAL_QUALITY
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as it stands in results.json; ratios are None where nothing can be said."""
@@ -85,8 +88,8 @@ def against_ours(groups: Sequence[Group]) -> Iterator[Against]:
 def headline(pairs: Sequence[Against], systems: Sequence[str]) -> list[dict[str, Any]]:
     """Return, per system, latency over ours in the geometric mean over cases, floors and rates, and its range.
 
-    `where_both_serve` takes the pairs without overloads, and `where_both_meet` those where moreover neither misses the
-    floor beyond the noise; `quality_gap` is their mean quality less ours there. `served` counts who keeps up at all;
+    `where_both_serve` takes the pairs without overloads, and `where_both_meet` those on equal terms; `quality_gap` is
+    their mean quality less ours there. `served` counts who keeps up at all;
     `assumes` is what had to be assumed of the system, if anything was.
     """
     found = []

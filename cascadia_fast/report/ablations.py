@@ -33,11 +33,11 @@ def _geomean(results: Results, system: System) -> float | None:
 def _order(results: Results, systems: list[System]) -> str:
     known = [(system["title"], value) for system in systems if (value := _geomean(results, system)) is not None]
     if not known:
-        return "In no setting are an ablation and ours both served without one missing the floor."
+        return "In no setting are an ablation and ours both served on equal terms."
     said = [f"{title} {times(value)}" for title, value in known]
     return (
-        "Smallest SLO scale over that of ours, in the geometric mean of the settings in which both are served and "
-        f"neither misses the floor, the dearest loss first: {', '.join(said)}."
+        "Smallest SLO scale over that of ours, in the geometric mean of the settings in which both are served "
+        f"on equal terms, the dearest loss first: {', '.join(said)}."
     )
 
 

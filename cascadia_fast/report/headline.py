@@ -108,11 +108,8 @@ def lead(results: Results, system: System) -> str:
         return "in no setting are both served, so there is nothing to compare."
     both, equal = line["where_both_serve"], line["where_both_meet"]
     if equal["scale"]["geomean"] is None:
-        return (
-            "in no setting are both served without one missing the floor beyond the noise; by latency alone it "
-            f"{_figures(both)}."
-        )
-    said = f"{_figures(equal)}, where both are served and neither misses the floor beyond the noise"
+        return f"in no setting are both served on equal terms; by latency alone it {_figures(both)}."
+    said = f"{_figures(equal)}, where both are served on equal terms"
     if equal["scale"]["count"] == both["scale"]["count"]:
         return f"{said}."
     return (

@@ -104,7 +104,7 @@ class Figures(TypedDict):
 
 
 class Headline(TypedDict):
-    """One system against ours over settings: all in which both are served; those in which neither misses the floor."""
+    """One system against ours over settings: all in which both are served; those on equal terms."""
 
     system: str
     where_both_serve: Figures
@@ -200,7 +200,7 @@ class Results:
         return found["scale95_over_ours"]
 
     def on_equal_terms(self, setting: Setting, system: System) -> bool:
-        """Whether both are served in a setting and neither misses the floor."""
+        """Whether both are served in a setting, and are as good by the floor."""
         found = self.ratios.get((setting, system["name"]))
         return found is not None and found["on_equal_terms"]
 
