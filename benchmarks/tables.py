@@ -1,8 +1,8 @@
-"""Generates what the README prints, between markers: the example's plan, the floors, the accuracy of the latency model,
-and the results of the benchmarks.
+"""Generates what the README prints, between markers: the results of the benchmarks, and what other commands print.
 
 python benchmarks/tables.py                    run the benchmarks, then write all of them
 python benchmarks/tables.py --load ROWS.json   also p95 under load (ROWS: benchmarks/load_accuracy.py --json)
+python benchmarks/tables.py --paper DIR        also the paper's results beside ours (DIR keeps the trials; minutes)
 python benchmarks/tables.py RUN.json           write the table of a run (pytest --benchmark-json=RUN.json)
 python benchmarks/tables.py RUN.json --check   exit 1 unless the README holds exactly that table
 python benchmarks/tables.py --check            exit 1 unless the README holds these rows, whatever was measured
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # last: the package itself stays the installed one
+
+from benchmarks.readme_blocks import Block, Missing, blocks  # noqa: E402
+
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-EXAMPLE_BEGIN, EXAMPLE_END = "<!-- example:begin -->", "<!-- example:end -->"
-ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
-LOAD_BEGIN, LOAD_END = "<!-- load:begin -->", "<!-- load:end -->"
-SIMULATION_BEGIN, SIMULATION_END = "<!-- simulation:begin -->", "<!-- simulation:end -->"
-TRIAL_BEGIN, TRIAL_END = "<!-- trial:begin -->", "<!-- trial:end -->"
-WORTH_BEGIN, WORTH_END = "<!-- worth:begin -->", "<!-- worth:end -->"
-FLOORS_BEGIN, FLOORS_END = "<!-- floors:begin -->", "<!-- floors:end -->"
+RESULTS = "results"  # the name in the markers
 HEADER = ("what", "today's best", "target", "measured (median)")
 SIZES = (32, 80, 1024, 10240)
 
@@ -38,10 +34,6 @@ PAPER = "10–20 s at 32 GPUs, ≤ 60 s at 80, heuristic, on 12 cores (Cascadia,
 PEER_RATE = "27.8 k/s, prefill and decode steps from tables (aiconfigurator 0.12.0, on 2 cores)"
 PEER_SIMULATOR = "753–831/s (vidur 7d47513, one model)"
 PEER_COMMAND = "6.8 s for one dense model, 24 s for one MoE (aiconfigurator 0.12.0, on 2 cores)"
-
-
-class Missing(Exception):
-    """The run lacks a benchmark that the table shows."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +279,19 @@ def _simulated_memory() -> Row:
     return Row("peak memory of simulating 10 M requests, statistics included", _said("–"), "≤ 2 GB", measured)
 
 
+def _comparison() -> Row:
+    def measured(run: Run) -> str:
+        one, two = (run.median_s(f"comparison::processes[{jobs}]") for jobs in (1, 2))
+        main, trials = (run.extra("comparison::whole", key) for key in ("main_trials", "trials"))
+        return (
+            f"{_time(run.median_s('comparison::whole'))}, with {trials - main:,.0f} more for curves and savings; "
+            f"a small one: two processes {one / two:.2f} times as fast as one"
+        )
+
+    what = "whole comparison, DeepSeek: 7 systems × 3 traces × 4 floors × 3 rates × 5 seeds × 20,000 requests"
+    return Row(what, _said("–"), "≤ 180 s", measured)
+
+
 def _memory() -> Row:
     def measured(run: Run) -> str:
         return f"{run.extra('command::peak_memory', 'peak_bytes') / 1e6:,.0f} MB"
@@ -319,6 +324,7 @@ ROWS = (
     _cascade(1024, "≥ 1 M/s"),
     _runs(),
     _simulated_memory(),
+    _comparison(),
     _by_simulation(),
     _observe(),
     Row("`cascadia-fast plan`, new process", _said(PEER_COMMAND), "≤ 1 s", _median("command::plan")),
@@ -334,81 +340,15 @@ ROWS = (
 
 
 def block(run: Run) -> str:
-    """Return the table with its markers."""
+    """Return the table."""
     lines = [_line(HEADER), _line(["---"] * len(HEADER))]
     lines += [_line([row.what, row.best(run), row.target, row.measured(run)]) for row in ROWS]
     made = f"Measured on {run.date} on {run.machine}; made by `python benchmarks/tables.py`."
-    return "\n".join([BEGIN, *lines, "", made, END])
+    return "\n".join([*lines, "", made])
 
 
 def _line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _printed(*arguments: str) -> str:
-    """Return what the program prints on its second run; the first compiles."""
-    command = [str(Path(sys.executable).with_name("cascadia-fast")), *arguments]
-    environment = os.environ | {"PYTHONUTF8": "1"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return subprocess.run(command, env=environment, check=True, capture_output=True, encoding="utf-8").stdout.rstrip()
-
-
-def example() -> str:
-    """Return the built-in example's plan as the command prints it, with its markers."""
-    return f"{EXAMPLE_BEGIN}\n```text\n$ cascadia-fast plan\n{_printed('plan')}\n```\n{EXAMPLE_END}"
-
-
-def simulation() -> str:
-    """Return the simulation of that plan likewise."""
-    printed = _printed("simulate")
-    return f"{SIMULATION_BEGIN}\n```text\n$ cascadia-fast simulate\n{printed}\n```\n{SIMULATION_END}"
-
-
-def trial() -> str:
-    """Return the table of what plans predict against simulation, with its markers."""
-    command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--markdown"]
-    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
-    return f"{TRIAL_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.plan_accuracy`.\n{TRIAL_END}"
-
-
-def worth() -> str:
-    """Return the table of what each way of planning is worth, with its markers."""
-    command = [sys.executable, "-m", "benchmarks.worth", "--markdown"]
-    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
-    return f"{WORTH_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.worth`.\n{WORTH_END}"
-
-
-def floors() -> str:
-    """Return the table of quality floors with its markers."""
-    command = [sys.executable, "-P", str(ROOT / "benchmarks" / "floors.py")]
-    made = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
-    return f"{FLOORS_BEGIN}\n{made.rstrip()}\n\nMade by `python benchmarks/floors.py`.\n{FLOORS_END}"
-
-
-def accuracy() -> str:
-    """Return the tables of the latency model's errors with their markers."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.accuracy", "--markdown", "-o", f"{folder}/accuracy.html"]
-        made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
-    return f"{ACCURACY_BEGIN}\n{made.rstrip()}\n\nMade by `python -m benchmarks.accuracy`.\n{ACCURACY_END}"
-
-
-def load(rows: Path) -> str:
-    """Return the table of p95s under load with its markers."""
-    sys.path.append(str(ROOT))  # last: the package itself stays the installed one
-    from benchmarks.accuracy_load import brief_load_table, lines, read_answers
-    from benchmarks.accuracy_page import markdown
-
-    made = "Made by `python benchmarks/load_accuracy.py --json ROWS` and `python benchmarks/tables.py --load ROWS`."
-    return "\n".join([LOAD_BEGIN, markdown(brief_load_table(lines(read_answers(rows)))), "", made, LOAD_END])
-
-
-def split_readme(text: str, begin_mark: str = BEGIN, end_mark: str = END) -> tuple[str, str, str]:
-    """Return what comes before the marked block, the block with its markers, and what comes after."""
-    if text.count(begin_mark) != 1 or text.count(end_mark) != 1 or text.index(begin_mark) > text.index(end_mark):
-        raise Missing(f"{README.name} needs one line {begin_mark} and one line {end_mark} after it")
-    begin, end = text.index(begin_mark), text.index(end_mark) + len(end_mark)
-    return text[:begin], text[begin:end], text[end:]
 
 
 def same_rows(table: str) -> bool:
@@ -431,32 +371,23 @@ def main() -> int:
     parser.add_argument(
         "--load", type=Path, help="rows of benchmarks/load_accuracy.py --json, for the table under load"
     )
+    parser.add_argument("--paper", type=Path, help="folder that keeps the trials of benchmarks.paper, for its table")
     arguments = parser.parse_args()
     try:
-        before, table, after = split_readme(README.read_text(encoding="utf-8"))
+        text = README.read_text(encoding="utf-8")
         if arguments.check:
-            current = same_rows(table) if arguments.run is None else table == block(Run.read(arguments.run))
+            _, table, _ = Block(RESULTS, str).split(text)
+            current = same_rows(table) if arguments.run is None else table.strip() == block(Run.read(arguments.run))
             print(f"{README.name} is {'up to date' if current else 'out of date; run python benchmarks/tables.py'}")
             return 0 if current else 1
         with tempfile.TemporaryDirectory() as folder:
             path = arguments.run or Path(folder) / "run.json"
             if arguments.run is None:
                 run_benchmarks(path)
-            text = before + block(Run.read(path)) + after
-            blocks = [
-                (example, EXAMPLE_BEGIN, EXAMPLE_END),
-                (floors, FLOORS_BEGIN, FLOORS_END),
-                (simulation, SIMULATION_BEGIN, SIMULATION_END),
-                (trial, TRIAL_BEGIN, TRIAL_END),
-                (worth, WORTH_BEGIN, WORTH_END),
-                (accuracy, ACCURACY_BEGIN, ACCURACY_END),
-            ]
-            if arguments.load is not None:
-                blocks.append((lambda: load(arguments.load), LOAD_BEGIN, LOAD_END))
-            for made, begin, end in blocks:
-                before, _, after = split_readme(text, begin, end)
-                text = before + made() + after
-            README.write_text(text, encoding="utf-8")
+            made = block(Run.read(path))
+        for part in (Block(RESULTS, lambda: made), *blocks(arguments.load, arguments.paper)):
+            text = part.put_into(text)
+        README.write_text(text, encoding="utf-8")
     except (Missing, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

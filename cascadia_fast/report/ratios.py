@@ -30,8 +30,8 @@ def ratio_rows(results: Results, systems: list[System], marks: dict[str, Mark]) 
     return (
         '<figure class="ratios"><figcaption>Smallest SLO scale over ours; right of 1× ours is better. Dot: geometric '
         "mean of the settings on equal terms: both are served, neither misses the floor beyond the noise, and neither "
-        "falls short of it by half a point more than the other. Ring: of all in which both are served. Faint, and their "
-        "range: these settings one by one."
+        "falls short of it by half a point more than the other. Ring: of all in which both are served. Faint, and "
+        "their range: these settings one by one."
         f'</figcaption>{rows}<div class="row axis"><div></div>'
         f'<div class="ticks">{ticks}</div><div></div></div></figure>\n'
     )
