@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.drift_plans import LANES, first_plan, rehearsed, replanned, scale95
-from benchmarks.drift_report import EVERY_PHASE, FIRST_PLAN, REHEARSED, Move, Row, Setting, markdown
+from benchmarks.drift_report import EVERY_PHASE, FIRST_PLAN, REHEARSED, Move, Row, Setting, brief, markdown
 from benchmarks.drift_run import Deployment, Served
 from benchmarks.drift_traffic import LEAD_IN_S, Cases, Traffic
 from benchmarks.paper_cases import DEEPSEEK, LLAMA, floors
@@ -127,10 +127,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cascades", nargs="+", choices=CASCADES, default=list(CASCADES))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="drawings of the requests' halves")
+    parser.add_argument("--all", action="store_true", help="print every table")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     rows = [row for cascade in options.cascades for row in rows_of(cascade, options.seeds)]
-    print(markdown(rows))
+    print(markdown(rows) if options.all else brief(rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
 

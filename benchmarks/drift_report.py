@@ -19,11 +19,13 @@ OURS = (EVERY_PHASE, REHEARSED, FIRST_PLAN)
 PAPER = {EVERY_PHASE: 8.99, "cascadeserve": 13.55, "single": 16.37}
 # A deadline of so many times a request's own latency: near where the paper's systems end.
 DEADLINE = 10.0
-LEGEND = (
+BRIEF_LEGEND = (
     "Means over seeds (geometric, but for qualities) with 95 % intervals. SLO scale: the smallest deadline that 95 % "
-    "of the requests of all 34 minutes meet, over a request's own latency alone on the largest model. By phase, "
-    "quality and meets: traces 1 / 2 / 3; unsure: below the floor, which the interval holds. Replicas roll one at a "
-    "time: old ones drain, their GPUs load the next, and once it is 'complete' the last one is open."
+    "of the requests of all 34 minutes meet, over a request's own latency alone on the largest model. Replicas roll "
+    "one at a time: old ones drain, their GPUs load the next, and once it is 'complete' the last one is open."
+)
+LEGEND = (
+    f"{BRIEF_LEGEND} By phase, quality and meets: traces 1 / 2 / 3; unsure: below the floor, which the interval holds."
 )
 
 
@@ -85,6 +87,40 @@ def markdown(rows: Sequence[Row]) -> str:
         if len(here) > len(as_they_are):
             parts.append(table_in_markdown(throughput(here)))
     return "\n\n".join([*parts, LEGEND])
+
+
+def brief(rows: Sequence[Row]) -> str:
+    """Return one table of the SLO scales, and one of what moving came to."""
+    as_they_are = [row for row in rows if row.setting.load == 1]
+    settings = list(dict.fromkeys((row.setting.cascade, row.setting.q_min) for row in as_they_are))
+    by_setting = [[row for row in as_they_are if (row.setting.cascade, row.setting.q_min) == one] for one in settings]
+    header = ("SLO scale", "the paper, q 90", *(f"{cascade}, q {_joined(map(_short, q))}" for cascade, q in settings))
+    lines = []
+    for name in dict.fromkeys(row.system for row in as_they_are):
+        cells = []
+        for here in by_setting:
+            own = [row for row in here if row.system == name]
+            mark = " †" if any(_below(own)) else ""
+            cells.append(f"{_interval(log_mean_of([row.scale95 for row in own]))}{mark}")
+        lines.append((name, f"{PAPER[name]:.2f}" if name in PAPER else "–", *cells))
+    parts = [table_in_markdown(Table(header, tuple(lines), frozenset(header[:1])))]
+    moved = [_moved(one, here) for one, here in zip(settings, by_setting, strict=True)]
+    columns = ("re-planned at each change", "replicas stay", "GPUs move", "complete after")
+    parts.append(table_in_markdown(Table(columns, tuple(moved), frozenset(columns[:1]))))
+    parts.append(f"†: mean quality below the floor in some phase. {BRIEF_LEGEND}")
+    return "\n\n".join(parts)
+
+
+def _moved(setting: tuple[str, tuple[float, ...]], rows: Sequence[Row]) -> tuple[str, ...]:
+    """What both changes came to where ours is planned for every phase, mean over seeds."""
+    own = [row for row in rows if row.system == EVERY_PHASE]
+    changes = [[row.moves[place] for row in own] for place in range(len(own[0].moves))]
+
+    def mean(field: str) -> str:
+        return _joined(f"{np.mean([getattr(move, field) for move in moves]):.0f}" for moves in changes)
+
+    cascade, q_min = setting
+    return f"{cascade}, q {_joined(map(_short, q_min))}", mean("stay"), mean("gpus"), f"{mean('done_after_s')} s"
 
 
 def scales(rows: Sequence[Row]) -> Table:
@@ -192,11 +228,11 @@ def throughput(rows: Sequence[Row]) -> Table:
         "SLO scale at",
         *(f"{load:g} × the rates" for load in loads),
         f"load carried at SLO scale {DEADLINE:g}",
-        "best of ours over it",
+        f"{EVERY_PHASE}, over it",
     )
     found = {name: [_scale(own, load) for load in loads] for name, own in _by_system(rows)}
     carried = {name: _carried(loads, scales) for name, scales in found.items()}
-    best = max(carried[name][0] for name in OURS)
+    best = carried[EVERY_PHASE][0]
     lines = []
     for name, (load, bound) in carried.items():
         ratio = "–" if name in OURS or bound else digits(best / load, 3)
@@ -251,3 +287,8 @@ def _interval(found: Mean | None) -> str:
 
 def _joined(values: Iterable[str]) -> str:
     return " / ".join(values)
+
+
+def _short(value: float) -> str:
+    """A number as short as it goes."""
+    return f"{value:g}"

@@ -32,6 +32,7 @@ from benchmarks.judge_economics_report import (
     Judged,
     Priced,
     Setting,
+    brief,
     markdown,
 )
 from benchmarks.paper_cases import DEEPSEEK, LLAMA, case, floors
@@ -273,6 +274,7 @@ def least_auc(gain: Callable[[float], float]) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=SEEDS, help="drawings of the requests' halves")
+    parser.add_argument("--all", action="store_true", help="print every table")
     parser.add_argument("--json", type=Path, help="file for all figures")
     options = parser.parse_args()
     all_judged: list[Judged] = []
@@ -285,7 +287,8 @@ def main() -> None:
             all_judged += [row for drawing in same for row in judged(drawing)]
             all_priced += [row for drawing in same for row in priced(drawing)]
             all_break_evens.append(break_evens(same))
-    print(markdown(all_judged, all_priced, all_break_evens))
+    shown = markdown if options.all else brief
+    print(shown(all_judged, all_priced, all_break_evens))
     if options.json:
         parts: dict[str, Sequence[Any]] = {
             "judged": all_judged,

@@ -94,6 +94,32 @@ def markdown(judged: Sequence[Judged], priced: Sequence[Priced], found: Sequence
     return "\n\n".join(parts)
 
 
+def brief(judged: Sequence[Judged], priced: Sequence[Priced], found: Sequence[BreakEven]) -> str:
+    """Return one table over judges, one over prices of a call, and what all tables say."""
+    cascades = list(dict.fromkeys(row.setting.cascade for row in judged))
+    judged_of = {name: [row for row in judged if row.setting.cascade == name] for name in cascades}
+    priced_of = {name: [row for row in priced if row.setting.cascade == name] for name in cascades}
+    fields = ("SLO scale", "p95", "USD per request, equal deadline")
+    header = ("judge", *(f"{name}: {field}" for name in cascades for field in fields))
+    known = [name for name in dict.fromkeys(row.judge for row in judged) if name not in (ALONE, SINGLE)]
+    tables = {name: judges(judged_of[name], priced_of[name]).rows for name in cascades}
+    by_cascade = {name: {line[0]: line[1:4] for line in rows} for name, rows in tables.items()}
+    lines = [(judge, *(cell for name in cascades for cell in by_cascade[name][judge])) for judge in known]
+    parts = [table_in_markdown(Table(header, tuple(lines), frozenset(header[:1])))]
+    costs = {name: {line[0]: line[3] for line in prices(priced_of[name]).rows} for name in cascades}
+    header = ("price of a call", *(f"{name}: USD per request, equal deadline" for name in cascades))
+    lines = [(price, *(costs[name][price] for name in cascades)) for price in costs[cascades[0]]]
+    parts.append(table_in_markdown(Table(header, tuple(lines), frozenset(header[:1]))))
+    parts.append(
+        "Ratios to the best single model: geometric mean over settings of trace and floor (least to largest). AUC 1 of "
+        "right-or-wrong answers knows two scores only, so that a threshold sends on all wrong ones or none. SLO scale "
+        "and p95 are served, on the other half of the requests; money is planned, with the cheapest plan whose p95 is "
+        "that of the best single model on all GPUs, calls free unless a price is given."
+    )
+    parts.append(" ".join(answer(judged, found)))
+    return "\n\n".join(parts)
+
+
 def judges(judged: Sequence[Judged], priced: Sequence[Priced]) -> Table:
     """One line per judge."""
     header = (
