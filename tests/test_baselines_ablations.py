@@ -17,7 +17,7 @@ from cascadia_fast import _core
 from cascadia_fast.baselines import ablations, ours
 from cascadia_fast.baselines.case import Case
 from cascadia_fast.baselines.loads import StationLoads
-from cascadia_fast.baselines.systems import SYSTEMS
+from cascadia_fast.baselines.systems import SYSTEMS, system_named
 from cascadia_fast.baselines.trying import simulated_p95_s
 from cascadia_fast.baselines.uniform_allocation import equal_gpus, plan_equally
 from cascadia_fast.blueprint import Plan
@@ -195,12 +195,11 @@ def test_the_papers_objective_is_the_slowest_stage() -> None:
     assert plan.predicted.end_to_end_p95_s >= planned(case).predicted.end_to_end_p95_s * (1 - 1e-9)
 
 
-def test_what_the_papers_loop_does_not_know_gets_a_sentence() -> None:
+@pytest.mark.parametrize("name", ["alternating", "no-skipping"])
+def test_a_hosted_judge_is_refused_where_no_model_may_be_skipped(name: str) -> None:
     case = small_case(2, judge={"model": "qwen2.5-7b"})
-    with pytest.raises(
-        UnsupportedError, match="the paper's loop knows no hosted judge; leave the system alternating out"
-    ):
-        ablations.plan_alternating(case)
+    with pytest.raises(UnsupportedError, match=f"{name} is planned with an external judge only"):
+        system_named(name).plan(case)
 
 
 def test_every_deployment_there_is_was_tried_above() -> None:

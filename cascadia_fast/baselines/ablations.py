@@ -67,7 +67,14 @@ def plan_common_threshold(case: Case) -> Plan:
 
 
 def plan_no_skipping(case: Case) -> Plan:
-    """Plan the cascade of all models."""
+    """Plan the cascade of all models.
+
+    Raises
+    ------
+    UnsupportedError
+        The judge is hosted: then models may be skipped.
+    """
+    _require_external_judge(case, "no-skipping")
     return _ablated(case.replace(skip_models=False), "no-skipping")
 
 
@@ -80,8 +87,7 @@ def plan_alternating(case: Case) -> Plan:
         The judge is hosted, or there are several pools: the paper knows neither.
     """
     case.require_one_pool()
-    if case.problem.judge.hosted is not None:
-        raise UnsupportedError("the paper's loop knows no hosted judge; leave the system alternating out")
+    _require_external_judge(case, "alternating")
     as_the_paper = case.replace(
         method="alternating",
         objective="max_stage_p95",
@@ -115,6 +121,13 @@ def plan_tried(case: Case) -> Plan:
         return _ablated(case, "tried")
     best = min(found, key=lambda plan: simulated_p95_s(case, plan)) if len(found) > 1 else found[0]
     return dataclasses.replace(best, system="tried", status="feasible")
+
+
+def _require_external_judge(case: Case, system: str) -> None:
+    if case.problem.judge.hosted is not None:
+        raise UnsupportedError(
+            f"{system} is planned with an external judge only, and the judge is hosted; leave it out"
+        )
 
 
 def _only(models: tuple[int, ...], task: Task, cells: Sequence[LengthCells]) -> tuple[Subset, ...]:
