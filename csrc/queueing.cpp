@@ -349,8 +349,7 @@ bool LoadModel::chain(const Load& load, const Arrivals& arrivals, const Bursts& 
   return fall < 1;
 }
 
-// Where the batch is as large as it is on average. Leaves the time to the first token without waits for other requests
-// in scratch.cell.
+// At the mean batch. Leaves the time to the first token, without waits for other requests, in scratch.cell.
 LoadModel::Prefill LoadModel::prefill(const Load& load, double rate, const Bursts& bursts, const Chain& batch,
                                       Scratch& scratch) const {
   const double running = std::min(batch.running, load.along), room = std::max(tables_.budget - running, 1.0);
