@@ -75,8 +75,9 @@ def table_of(deepseek: Found, llama: Found, every_row: bool = False) -> str:
     trials = sum(len(found.results["cells"]) + len(found.matched.rows) for found in (deepseek, llama))
     settings = deepseek.results["settings"]
     made = (
-        "On equal terms: neither system in overload or below the floor by more than the noise. Traffic at a scale: the "
-        f"largest rate without overload. {trials:,} trials of {settings['requests']:,} requests, "
+        "On equal terms: neither system in overload or below the floor by more than the noise, nor (at the file's "
+        "rates) half a point further below it than the other. Traffic at a scale: the largest rate without overload. "
+        f"{trials:,} trials of {settings['requests']:,} requests, "
         f"{len(settings['seeds'])} seeds; made by `python -m benchmarks.paper`."
     )
     return f"{markdown(Table(header, tuple(lines), frozenset(header)))}\n\n{made}"
