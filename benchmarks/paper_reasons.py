@@ -24,7 +24,6 @@ from cascadia_fast.baselines.loads import StationLoads
 from cascadia_fast.baselines.routellm import ROUTER_AUC
 from cascadia_fast.errors import NoPlanError
 from cascadia_fast.planner import Planner
-from cascadia_fast.simulation.paths import paths
 
 FloatArray = NDArray[np.float64]
 
@@ -103,23 +102,6 @@ def same_model_reason(names: Sequence[str]) -> str:
     return (
         f"At {len(small)} of the {len(found)} floors {small[0].single if small else 'no smaller model'} alone will do, "
         "and a cascade has little to add."
-    )
-
-
-def work_reason(name: str) -> str:
-    """Why a small reach of the largest model does not make it a small load: at the second floor, who escalates."""
-    problem = case(name)
-    planner = Planner(problem)
-    plan = planner.plan(q_min=floors(planner)[1], objective="max_rate")
-    last = len(problem.stages) - 1
-    stage = next(stage for stage in plan.stages if stage.index == last)
-    requests = problem.workload.requests
-    kept = [stage.index for stage in plan.stages]
-    visits = paths(plan.routing, requests.of_models(kept))[0] >> (len(kept) - 1) > 0
-    tokens = requests.output_tokens[last] * requests.weight
-    return (
-        f"The {100 * stage.reach:.0f} % of requests that reach {stage.model} at the second floor of {name} write "
-        f"{100 * tokens[visits].sum() / tokens.sum():.0f} % of its tokens: what is hard is long."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,3 +282,11 @@ def test_planning_takes_a_tenth_of_a_second(example: Case, planned: Planned) -> 
     started_s = time.thread_time()
     planned(Case.of(example.problem, planner))
     assert time.thread_time() - started_s < 0.2
+
+
+def test_the_deepseek_judge_is_as_right_as_frugalgpts_page_says(repository: Path) -> None:
+    requests = Problem.read(repository / "benchmarks" / "cases" / "deepseek.yaml").workload.requests
+    score, quality = requests.score.ravel(), requests.quality.ravel()
+    better = quality[:, None] > quality[None, :]
+    told = np.where(score[:, None] == score[None, :], 0.5, score[:, None] > score[None, :])[better].mean()
+    assert f"has {told:.2f}" in str(frugalgpt.__doc__)

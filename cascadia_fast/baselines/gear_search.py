@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cascadia_fast.baselines.drawing import weighted_quantile
 from cascadia_fast.baselines.gear_placement import place_replicas, utilization
 from cascadia_fast.baselines.gear_plan import RateRanges, assign, pareto_set
 from cascadia_fast.baselines.gear_profile import Profile
@@ -118,6 +119,4 @@ def _p95_s(ranges: RateRanges, visits: FloatArray, replicas: NDArray[np.int64], 
     onwards[:, :-1] = np.maximum.accumulate(visits[:, :0:-1], axis=1)[:, ::-1]
     ending = np.where(visits > 0, visits - onwards, 0.0) * ranges.share[:, None]
     spent_s = took_s.cumsum(axis=1)
-    order = np.argsort(spent_s, axis=None)
-    passed = np.cumsum(ending.ravel()[order])
-    return float(spent_s.ravel()[order][np.searchsorted(passed, TAIL * passed[-1])])
+    return weighted_quantile(spent_s.ravel(), ending.ravel(), TAIL)

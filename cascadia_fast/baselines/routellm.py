@@ -17,9 +17,9 @@ What favours it: the router is instant and free, and no judge is asked, so answe
 the question alone an AUC of 0.65 is what the authors' routers reach at their best outside of their training data: on
 the built-in example it gives 95 % of the 70B model's quality with 47 % fewer calls to it, and they report 95 % of
 GPT-4's at 45 % less cost on MMLU and 35 % on GSM8K (85 % on MT Bench; lmsys.org, 1 July 2024). At 0.8 it would be 69 %
-fewer: more than a judge knows who has read an answer, whose scores foresee the next model's gain with 0.60 on the
-DeepSeek data and 0.74 on Llama's. Cost is what a request takes of the GPUs at hand, which the paper, of API prices,
-does not know. Any model may be left out.
+fewer: more than a judge knows who has read the smallest model's answer, with 0.54 to 0.69 by the same measure on the
+three DeepSeek traces (`python -m benchmarks.paper`). Cost is what a request takes of the GPUs at hand, which the paper,
+of API prices, does not know. Any model may be left out.
 
 `routellm` deploys uniformly, as the paper says nothing of deployment: the same number of GPUs for each model in use,
 in whole engines, each in the replicas and the shape of least p95. `routellm-ours` is given our way to allocate instead:

@@ -13,6 +13,7 @@ from cascadia_fast.economics import gpus_usd_per_hour
 from cascadia_fast.simulation.belonging import pools_by_name
 from cascadia_fast.simulation.columns import Columns, known
 from cascadia_fast.simulation.results import Measured
+from cascadia_fast.simulation.run import SLO_SHARE
 from cascadia_fast.simulation.statistics import WarmUp, attainment, smallest_scale
 from cascadia_fast.student_t import student_t975
 
@@ -27,7 +28,6 @@ FloatArray = NDArray[np.float64]
 WINDOW = (0.2, 0.9)
 # Where curves of SLO attainment are written down: deadlines over a request's reference latency.
 SCALES: tuple[float, ...] = tuple(float(f"{scale:.3g}") for scale in np.geomspace(0.25, 64, 41))
-SHARE = 0.95
 # Shares in a file need no more digits than requests can make.
 PLACES = 6
 
@@ -51,13 +51,13 @@ def measured(run: Simulation, reference_s: FloatArray) -> dict[str, Any]:
     judge_calls = columns.judge_calls(rows)
     usd_per_hour = _usd_per_hour(run, throughput_per_s, judge_calls)
     served_usd = None if usd_per_hour is None or not throughput_per_s else usd_per_hour / 3.6 / throughput_per_s
-    p95_s = smallest_scale(latency_s, SHARE, requests)
+    p95_s = smallest_scale(latency_s, SLO_SHARE, requests)
     return {
         **_quality(columns, rows),
         "p50_s": smallest_scale(latency_s, 0.5, requests),
         "p95_s": p95_s,
-        "ttft_p95_s": smallest_scale(ttft_s, SHARE, requests),
-        "scale95": smallest_scale(scales, SHARE, requests),
+        "ttft_p95_s": smallest_scale(ttft_s, SLO_SHARE, requests),
+        "scale95": smallest_scale(scales, SLO_SHARE, requests),
         "attainment": [round(attainment(scales, scale, requests), PLACES) for scale in SCALES],
         "offered_per_s": part.rate_per_s,
         "throughput_per_s": throughput_per_s,

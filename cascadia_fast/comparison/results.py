@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from cascadia_fast.comparison.cells import OURS, Cell, Purpose
 from cascadia_fast.comparison.costs import savings
 from cascadia_fast.comparison.groups import Group, Trial, groups_of
-from cascadia_fast.comparison.measuring import SCALES, SHARE, WINDOW
+from cascadia_fast.comparison.measuring import SCALES, WINDOW
 from cascadia_fast.comparison.ratios import against_ours, headline
 from cascadia_fast.comparison.setup import OBJECTIVE, CaseSetup, Setup, left_out, ours_alone
 from cascadia_fast.comparison.splitting import DRAWS
 from cascadia_fast.comparison.trial import Row
+from cascadia_fast.simulation.run import SLO_SHARE
 from cascadia_fast.simulation.traffic import MAX_REQUESTS
 from cascadia_fast.summary_units import digits
 
@@ -85,7 +86,7 @@ def results_of(
             "seeds": list(setup.seeds),
             "requests": setup.requests,
             "scales": list(SCALES),
-            "share": SHARE,
+            "share": SLO_SHARE,
             "measured": list(WINDOW),
             "method": list(METHOD),
             "intervals": INTERVALS,

@@ -10,8 +10,8 @@ from cascadia_fast.report.marks import Mark
 from cascadia_fast.report.results import Case, Results, Setting, System
 from cascadia_fast.report.standing import misses
 from cascadia_fast.report.words import floor_text, rate_text
+from cascadia_fast.simulation.run import SLO_SHARE
 
-SHARE = 0.95  # that must be in time where this page says "smallest SLO scale"
 # Scales at which nearly none or nearly all are in time, everywhere, are not drawn.
 _FEW, _MOST = 0.01, 0.99
 
@@ -66,4 +66,4 @@ def _panel(results: Results, setting: Setting, x: Scale, shown: list[System], ma
             ]
             lines.append(Line(marks[system["name"]], inside, misses(group)))
     y = linear_scale(0.0, 100.0, "% in time")
-    return panel(floor_text(setting.q_min), x, y, lines, 100 * SHARE)
+    return panel(floor_text(setting.q_min), x, y, lines, 100 * SLO_SHARE)

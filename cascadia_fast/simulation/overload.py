@@ -1,9 +1,7 @@
 """Which stations of a run are overloaded: more comes than they are able to finish while all their engines are full.
 
 That a queue is longer at the end than in the middle is not enough: traffic that comes in bursts ends many a run with
-one. Of 150 runs of 20,000 requests (benchmarks/cases/llama_trace2.yaml and deepseek_trace1.yaml, five systems, three
-rates, five seeds), judged by runs of 100,000, growth alone calls 20 an overload that are none and misses 4; what is
-asked here calls none and misses 1.
+one, which a run of a hundred thousand requests shows to be none.
 """
 
 from __future__ import annotations
